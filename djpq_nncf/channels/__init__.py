@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Channel groups: which channels of a captured graph must be kept or removed together."""
+
+from djpq_nncf.channels._analysis import analyse_channels
+from djpq_nncf.channels._context import RuleContext, shape_of, where
+from djpq_nncf.channels._groups import (
+    FIXED,
+    ChannelAnalysis,
+    ChannelGroup,
+    Consumer,
+    FrozenChannels,
+    Member,
+    kept_indices,
+)
+from djpq_nncf.channels._registry import Removal, find_rewrite, register_channel_rule, register_rewrite
+
+__all__ = [
+    "FIXED",
+    "ChannelAnalysis",
+    "ChannelGroup",
+    "Consumer",
+    "FrozenChannels",
+    "Member",
+    "Removal",
+    "RuleContext",
+    "analyse_channels",
+    "find_rewrite",
+    "kept_indices",
+    "register_channel_rule",
+    "register_rewrite",
+    "shape_of",
+    "where",
+]

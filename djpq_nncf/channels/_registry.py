@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Registries of channel rules and of the rewrites that removal needs, by operator."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import nn
+from torch.fx import Node
+
+from djpq_nncf.channels._context import RuleContext
+from djpq_nncf.channels._groups import ChannelAnalysis, kept_indices
+from djpq_nncf.channels._labels import Labels, TensorLabels
+
+ChannelRule = Callable[[Node, RuleContext], None]
+
+
+@dataclass(frozen=True)
+class Removal:
+    """Which channels remain, for the rewrites of constants that depend on channel counts."""
+
+    analysis: ChannelAnalysis
+    keep: np.ndarray
+
+    def labels(self, node: Node) -> TensorLabels:
+        """Labels of a node's value before the removal."""
+        return self.analysis.node_labels.get(node.name, ())
+
+    def kept(self, labels: Labels) -> Labels:
+        """Indices that remain along a dimension."""
+        return kept_indices(labels, self.keep)
+
+    def parameter_labels(self, name: str) -> TensorLabels:
+        """Labels of a parameter or buffer before the removal."""
+        return self.analysis.parameter_labels.get(name, ())
+
+
+Rewrite = Callable[[Node, Removal], None]
+
+_RULES: dict[Any, ChannelRule] = {}
+_REWRITES: dict[Any, Rewrite] = {}
+
+
+def register_channel_rule(*operators: Any) -> Callable[[ChannelRule], ChannelRule]:
+    """Register how channels pass through operators.
+
+    Args:
+        operators: ATen (or custom) operator overloads, or classes of the modules a call_module node calls.
+    """
+
+    def register(rule: ChannelRule) -> ChannelRule:
+        for operator in operators:
+            _RULES[operator] = rule
+        return rule
+
+    return register
+
+
+def register_rewrite(*operators: Any) -> Callable[[Rewrite], Rewrite]:
+    """Register how the constant arguments of operators change once channels are gone (sizes, groups)."""
+
+    def register(rewrite: Rewrite) -> Rewrite:
+        for operator in operators:
+            _REWRITES[operator] = rewrite
+        return rewrite
+
+    return register
+
+
+def operator_key(node: Node) -> Any:
+    """What a node is registered under: its operator, or the class of the module it calls."""
+    if node.op == "call_module":
+        owner = node.graph.owning_module
+        assert owner is not None
+        return type(owner.get_submodule(str(node.target)))
+    return node.target
+
+
+def find_rule(node: Node) -> ChannelRule | None:
+    """The rule for a node, if there is one; a module class inherits the rule of its bases."""
+    return _find(_RULES, operator_key(node))
+
+
+def find_rewrite(node: Node) -> Rewrite | None:
+    """The rewrite for a node, if it needs one."""
+    return _find(_REWRITES, operator_key(node))
+
+
+def _find(registry: dict[Any, Any], key: Any) -> Any:
+    if isinstance(key, type) and issubclass(key, nn.Module):
+        return next((registry[base] for base in key.__mro__ if base in registry), None)
+    return registry.get(key)

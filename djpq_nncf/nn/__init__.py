@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Modules that passes insert into a captured graph."""
+
+from djpq_nncf.nn._activation_quantizer import ActivationQuantizer
+from djpq_nncf.nn._frozen import (
+    FrozenActivationQuantizer,
+    FrozenWeightQuantizer,
+    signed_levels,
+    unsigned_levels,
+)
+from djpq_nncf.nn._functional import (
+    continuous_bits,
+    learned_quantize,
+    nearest_power_of_two,
+    step_for_bits,
+)
+from djpq_nncf.nn._gate import Gate
+from djpq_nncf.nn._gated_weight import GatedWeight
+from djpq_nncf.nn._learned_quantizer import LearnedQuantizer
+from djpq_nncf.nn._optional_state import OptionalState
+from djpq_nncf.nn._weight_quantizer import WeightQuantizer
+
+__all__ = [
+    "ActivationQuantizer",
+    "FrozenActivationQuantizer",
+    "FrozenWeightQuantizer",
+    "Gate",
+    "GatedWeight",
+    "LearnedQuantizer",
+    "OptionalState",
+    "WeightQuantizer",
+    "continuous_bits",
+    "learned_quantize",
+    "nearest_power_of_two",
+    "signed_levels",
+    "step_for_bits",
+    "unsigned_levels",
+]

@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The quantizer inserted into an activation."""
+
+from djpq_nncf.nn._frozen import FrozenActivationQuantizer
+from djpq_nncf.nn._learned_quantizer import LearnedQuantizer
+
+
+class ActivationQuantizer(LearnedQuantizer):
+    """Learned step ``d`` and range ``q_m``; no exponent (``t`` = 1), no threshold (``q_s`` = 0).
+
+    Args:
+        signed: False where the tensor cannot be negative.
+        min_bits: least bit-width that `project_` allows, at least 2.
+        max_bits: greatest bit-width that `project_` allows, at most 32.
+        power_of_two: quantize with the nearest bit-width of {2, 4, 8, 16, 32} while learning (Algorithm 2).
+    """
+
+    def __init__(
+        self, *, signed: bool, min_bits: int = 2, max_bits: int = 8, power_of_two: bool = False
+    ) -> None:
+        super().__init__(signed=signed, min_bits=min_bits, max_bits=max_bits, power_of_two=power_of_two)
+        self.initialize_(1.0, max_bits)
+
+    def freeze(self) -> FrozenActivationQuantizer:
+        """The fixed grid: the same function of the activation as this module's."""
+        return FrozenActivationQuantizer(self.step(), self._require_bits(), signed=self.signed)

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Quantizers whose grid no longer changes: what a stripped model carries into export."""
+
+from torch import Tensor, nn
+
+
+def signed_levels(bits: int) -> int:
+    """Positive levels of a symmetric signed grid that fits in ``bits`` bits."""
+    return 2 ** (bits - 1) - 1
+
+
+def unsigned_levels(bits: int) -> int:
+    """Positive levels of an unsigned grid that fits in ``bits`` bits."""
+    return 2**bits - 1
+
+
+class FrozenWeightQuantizer(nn.Module):
+    """Rounds a weight to ``step * {-(2^(bits-1) - 1), ..., 2^(bits-1) - 1}``.
+
+    ``step`` is a scalar (per tensor) or has one entry per slice of dimension 0 (per output channel).
+    """
+
+    step: Tensor
+
+    def __init__(self, step: Tensor, bits: int) -> None:
+        super().__init__()
+        self.register_buffer("step", step.detach().clone())
+        self.bits = bits
+
+    @property
+    def levels(self) -> int:
+        return signed_levels(self.bits)
+
+    def codes(self, weight: Tensor) -> Tensor:
+        """Integer grid positions of ``weight``, as a float tensor of the same shape."""
+        return (weight / self._broadcast_step(weight)).round().clamp(-self.levels, self.levels)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return self.codes(weight) * self._broadcast_step(weight)
+
+    def _broadcast_step(self, weight: Tensor) -> Tensor:
+        if self.step.dim() == 0:
+            return self.step
+        return self.step.reshape(-1, *(1,) * (weight.dim() - 1))
+
+    def extra_repr(self) -> str:
+        return f"bits={self.bits}, per_channel={self.step.dim() > 0}"
+
+
+class FrozenActivationQuantizer(nn.Module):
+    """Rounds an activation to ``step * {lowest, ..., highest}``.
+
+    Unsigned: 0 ... 2^bits - 1. Signed: -(2^(bits-1) - 1) ... 2^(bits-1) - 1. ``step`` is a scalar.
+    """
+
+    step: Tensor
+
+    def __init__(self, step: Tensor, bits: int, *, signed: bool) -> None:
+        super().__init__()
+        self.register_buffer("step", step.detach().clone())
+        self.bits = bits
+        self.signed = signed
+
+    @property
+    def lowest(self) -> int:
+        return -signed_levels(self.bits) if self.signed else 0
+
+    @property
+    def highest(self) -> int:
+        return signed_levels(self.bits) if self.signed else unsigned_levels(self.bits)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x / self.step).round().clamp(self.lowest, self.highest) * self.step
+
+    def extra_repr(self) -> str:
+        return f"bits={self.bits}, signed={self.signed}"

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The gate of a channel group: which of its channels carry information."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from djpq_nncf.errors import CheckpointError
+from djpq_nncf.nn._optional_state import OptionalState
+
+# Bounds the gradient of log(mu^2) at mu = 0.
+_EPSILON = 1e-10
+
+
+class Gate(OptionalState):
+    """Gaussian gate ``z = mu + eps * sigma`` over ``size`` channels, eq. (10).
+
+    ``forward()`` takes no input and returns ``z`` of shape [size]: noisy in training, ``mu`` in eval mode and
+    once frozen, zero for closed channels. The noise is a buffer, refilled by `sample_` once per step, so that
+    nothing random is left in the graph: it compiles, and all ranks and a resumed run draw the same.
+
+    Args:
+        size: number of channels.
+        mean: start of ``mu``.
+        log_variance: start of ``log(sigma^2)``.
+
+    Attributes:
+        open: bool [size], False for channels that were closed for good.
+    """
+
+    open: Tensor
+    noise: Tensor
+    frozen: Tensor
+
+    def __init__(self, size: int, *, mean: float = 1.0, log_variance: float = -6.0) -> None:
+        super().__init__()
+        if size < 1:
+            raise ValueError(f"a gate needs at least one channel, got {size}")
+        self.size = size
+        self.mu = nn.Parameter(torch.full((size,), float(mean)))
+        self.log_variance = nn.Parameter(torch.full((size,), float(log_variance)))
+        self.register_buffer("open", torch.ones(size, dtype=torch.bool))
+        self.register_buffer("noise", torch.zeros(size), persistent=False)
+        self.register_buffer("frozen", torch.zeros((), dtype=torch.bool))
+        # Mirrors the buffer, so that forward neither waits for a device nor breaks a compiled graph.
+        self._frozen = False
+
+    @property
+    def is_frozen(self) -> bool:
+        return self._frozen
+
+    def forward(self) -> Tensor:
+        if self.training and not self._frozen:
+            return (self.mu + self.noise * torch.exp(self.log_variance / 2)) * self.open
+        return self.mu * self.open
+
+    @torch.no_grad()
+    def sample_(self, generator: torch.Generator) -> None:
+        """Draw ``eps`` of eq. (10) anew, from a CPU generator. Call it once per step, before the forward."""
+        self.noise.copy_(torch.randn(self.size, generator=generator))
+
+    def log_alpha(self) -> Tensor:
+        """``log(mu^2 / sigma^2)``, [size]."""
+        return torch.log(self.mu.square() + _EPSILON) - self.log_variance
+
+    def penalty(self) -> Tensor:
+        """``log(1 + mu^2 / sigma^2)`` of eq. (13), [size]; zero for closed channels."""
+        return functional.softplus(self.log_alpha()) * self.open
+
+    def keep_probability(self, threshold: float, temperature: float) -> Tensor:
+        """Soft decision to keep each channel, [size]: ``sigmoid((log alpha - log threshold) / temperature)``.
+
+        Deviates from eq. (19), which sums this as if it counted the pruned channels (it counts those kept),
+        and is linear in alpha: that has no gradient for most channels, the logarithm has.
+        """
+        return torch.sigmoid((self.log_alpha() - math.log(threshold)) / temperature) * self.open
+
+    @torch.no_grad()
+    def below(self, threshold: float) -> Tensor:
+        """Which channels eq. (18) prunes, bool [size]: alpha below the threshold, or closed already."""
+        return (self.log_alpha() < math.log(threshold)) | ~self.open
+
+    @torch.no_grad()
+    def close(self, indices: Sequence[int] | Tensor) -> None:
+        """Close channels for good.
+
+        Raises:
+            ValueError: no channel would stay open, or an index is outside [0, size); nothing is changed.
+        """
+        chosen = torch.as_tensor(indices, dtype=torch.long).reshape(-1).cpu()
+        outside = chosen[(chosen < 0) | (chosen >= self.size)].tolist()
+        if outside:
+            raise ValueError(f"channels {outside} do not exist: the gate has channels 0 to {self.size - 1}")
+        still_open = self.open.cpu().clone()
+        still_open[chosen] = False
+        if not still_open.any():
+            raise ValueError(f"at least one of {self.size} channels has to stay open")
+        self.open.copy_(still_open)
+
+    def freeze(self) -> None:
+        """End the noise. ``mu`` stays trainable (it folds into the weights), the variance does not."""
+        self.frozen.fill_(True)
+        self._follow_frozen()
+
+    def _after_load(self, prefix: str) -> None:
+        if not self.open.any():
+            raise CheckpointError(f"{prefix}open has no open channel: the checkpoint is damaged")
+        self._follow_frozen()
+
+    def _follow_frozen(self) -> None:
+        self._frozen = bool(self.frozen)
+        self.log_variance.requires_grad_(not self._frozen)
+        if self._frozen:
+            self.log_variance.grad = None  # else an optimizer would go on moving it
+
+    def extra_repr(self) -> str:
+        return f"size={self.size}, frozen={self._frozen}"

@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the weight and the activation quantizer share: a grid whose step and range are learned."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from djpq_nncf.errors import CheckpointError, DataError
+from djpq_nncf.nn import _functional as functional
+from djpq_nncf.nn._frozen import signed_levels, unsigned_levels
+from djpq_nncf.nn._optional_state import OptionalState
+
+MIN_RANGE = 1e-8
+MAX_RANGE = 1e8
+
+
+class LearnedQuantizer(OptionalState):
+    """Quantizes by eq. (2) with a learned step size ``d`` and range ``q_m``, both optimised as logarithms.
+
+    It starts with a learned bit-width. `fix_bits` ends that: the step then follows from the bit-width and
+    the range, which stays trainable.
+
+    Args:
+        signed: whether the grid has negative values.
+        min_bits: least bit-width that `project_` allows, at least 2.
+        max_bits: greatest bit-width that `project_` allows, at most 32.
+        power_of_two: quantize with the nearest bit-width of {2, 4, 8, 16, 32} while learning (Algorithm 2).
+
+    Attributes:
+        enabled: False passes values through unchanged.
+        observer: while set, values pass through unchanged and are given to it (see `observe`).
+    """
+
+    fixed_bits: Tensor
+
+    def __init__(self, *, signed: bool, min_bits: int, max_bits: int, power_of_two: bool) -> None:
+        super().__init__()
+        if not 2 <= min_bits <= max_bits <= 32:
+            raise ValueError(f"bit-widths must satisfy 2 <= min <= max <= 32, got {min_bits} and {max_bits}")
+        self.signed = signed
+        self.min_bits = min_bits
+        self.max_bits = max_bits
+        self.power_of_two = power_of_two
+        self.enabled = True
+        self.observer: Callable[[Tensor], object] | None = None
+        self.log_step = nn.Parameter(torch.zeros(()))
+        self.log_range = nn.Parameter(torch.zeros(()))
+        self.register_buffer("fixed_bits", torch.zeros((), dtype=torch.int64))
+        # Mirrors the buffer, so that forward neither waits for a device nor breaks a compiled graph.
+        self._bits = 0
+        if power_of_two:
+            functional.nearest_power_of_two(
+                torch.tensor(8.0), min_bits, max_bits
+            )  # raises if the limits allow none
+
+    @property
+    def bits(self) -> int | None:
+        """The bit-width once it is fixed, None while it is learned."""
+        return self._bits or None
+
+    @property
+    def levels(self) -> int:
+        """Positive levels of the fixed grid."""
+        bits = self._require_bits()
+        return signed_levels(bits) if self.signed else unsigned_levels(bits)
+
+    def range(self) -> Tensor:
+        """``q_m``, the largest value of the input that is represented."""
+        return exp_scalar(self.log_range)
+
+    def exponent(self) -> Tensor | None:
+        """``t`` of the mapping (1), None where it is exactly 1."""
+        return None
+
+    def threshold(self) -> Tensor | float:
+        """``q_s``, below which the input becomes zero."""
+        return 0.0
+
+    def step(self) -> Tensor:
+        """``d``, the step size in effect: fixed, restricted to powers of two, or learned."""
+        grid = (self.range(), self.exponent(), self.threshold(), self.signed)
+        if self._bits:
+            return functional.step_for_bits(self._bits, *grid)
+        learned = exp_scalar(self.log_step)
+        if not self.power_of_two:
+            return learned
+        with torch.no_grad():
+            bits = functional.nearest_power_of_two(
+                functional.continuous_bits(learned, *grid), lowest=self.min_bits, highest=self.max_bits
+            )
+            restricted = functional.step_for_bits(bits, *grid)
+        return _straight_through(restricted, learned)
+
+    def continuous_bits(self) -> Tensor:
+        """Bit-width in effect, differentiable; eq. (3) or (4) without the ceiling.
+
+        With ``power_of_two`` the value is the restricted bit-width, the gradient that of the continuous one.
+        """
+        if self._bits:
+            return torch.full_like(self.log_range.detach(), self._bits)
+        grid = (self.range(), self.exponent(), self.threshold(), self.signed)
+        bits = functional.continuous_bits(exp_scalar(self.log_step), *grid)
+        if not self.power_of_two:
+            return bits
+        restricted = functional.nearest_power_of_two(
+            bits.detach(), lowest=self.min_bits, highest=self.max_bits
+        )
+        return _straight_through(restricted, bits)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.observer is not None:
+            self.observer(x)
+            return x
+        if not self.enabled:
+            return x
+        return functional.learned_quantize(
+            x, self.step(), self.range(), self.exponent(), self.threshold(), self.signed
+        )
+
+    @contextmanager
+    def observe(self, observer: Callable[[Tensor], object]) -> Iterator[None]:
+        """Within the context, pass values through unchanged and give each tensor to ``observer``."""
+        previous, self.observer = self.observer, observer
+        try:
+            yield
+        finally:
+            self.observer = previous
+
+    @torch.no_grad()
+    def initialize_(self, q_m: float, bits: float) -> None:
+        """Start from range ``q_m`` and ``bits`` bits, kept within the limits of `project_`.
+
+        Raises:
+            DataError: ``q_m`` is not finite.
+        """
+        if not math.isfinite(q_m):
+            raise DataError(f"a quantizer cannot start from the range {q_m}: look for NaN or inf in the data")
+        q_m = min(max(q_m, MIN_RANGE), MAX_RANGE)
+        self.log_range.fill_(math.log(q_m))
+        self._reset_mapping(q_m)
+        bits_tensor = torch.full_like(self.log_step, bits)
+        grid = (self.range(), self.exponent(), self.threshold(), self.signed)
+        self.log_step.copy_(functional.step_for_bits(bits_tensor, *grid).log())
+        self.project_()
+
+    @torch.no_grad()
+    def project_(self) -> None:
+        """Move range, exponent and step into their limits.
+
+        The step moves last, such that min_bits <= bits <= max_bits for the range and the exponent there are.
+        """
+        self._project_mapping()
+        if not self._bits:
+            grid = (self.range(), self.exponent(), self.threshold(), self.signed)
+            finest = functional.step_for_bits(self.max_bits, *grid).log()
+            coarsest = functional.step_for_bits(self.min_bits, *grid).log()
+            self.log_step.copy_(torch.minimum(torch.maximum(self.log_step, finest), coarsest))
+
+    def fix_bits(self, bits: int) -> None:
+        """Use ``bits`` bits from now on. The step follows from range and exponent, which stay trainable."""
+        if not 2 <= bits <= 32:
+            raise ValueError(f"bits must be within [2, 32], got {bits}")
+        self.fixed_bits.fill_(bits)
+        self._follow_fixed_bits()
+
+    @torch.no_grad()
+    def grid_codes(self, x: Tensor) -> Tensor:
+        """Integer positions of ``x`` on the fixed grid, int64, within the levels."""
+        return self._codes(x).to(torch.int64)
+
+    @torch.no_grad()
+    def quantized(self, x: Tensor) -> Tensor:
+        """``x`` on the fixed grid: codes times step. The frozen quantizer returns it bit for bit."""
+        return (self._codes(x) * self.step()).to(x.dtype)
+
+    def _codes(self, x: Tensor) -> Tensor:
+        highest = self.levels
+        values = x.to(torch.promote_types(x.dtype, torch.float32))
+        mapped = functional.map_values(values, self.range(), self.exponent(), self.threshold(), self.signed)
+        return mapped.div_(self.step()).round_().clamp_(-highest if self.signed else 0, highest)
+
+    def _require_bits(self) -> int:
+        if not self._bits:
+            raise RuntimeError("the bit-width is still being learned: call fix_bits first")
+        return self._bits
+
+    def _reset_mapping(self, q_m: float) -> None:
+        """Start the mapping (1) anew for the range ``q_m``."""
+
+    def _project_mapping(self) -> None:
+        self.log_range.clamp_(math.log(MIN_RANGE), math.log(MAX_RANGE))
+
+    def _after_load(self, prefix: str) -> None:
+        bits = int(self.fixed_bits)
+        if bits and not 2 <= bits <= 32:
+            raise CheckpointError(
+                f"{prefix}fixed_bits is {bits}, not within [2, 32]: the checkpoint is damaged"
+            )
+        self._follow_fixed_bits()
+
+    def _follow_fixed_bits(self) -> None:
+        self._bits = int(self.fixed_bits)
+        self.log_step.requires_grad_(not self._bits)
+        if self._bits:
+            self.log_step.grad = None  # else an optimizer would go on moving it
+
+    def extra_repr(self) -> str:
+        bits = f"bits={self._bits}" if self._bits else f"bits={self.min_bits}..{self.max_bits}"
+        return f"{bits}, signed={self.signed}, power_of_two={self.power_of_two}"
+
+
+def exp_scalar(log_value: Tensor) -> Tensor:
+    """In float32 at least: a step rounded to half precision would not fit its range."""
+    return log_value.to(torch.promote_types(log_value.dtype, torch.float32)).exp()
+
+
+def _straight_through(value: Tensor, differentiable: Tensor) -> Tensor:
+    """``value`` exactly, with the gradient of ``differentiable``."""
+    return value.detach() + (differentiable - differentiable.detach())

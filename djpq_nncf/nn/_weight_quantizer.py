@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The quantizer inserted behind a weight."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from djpq_nncf.nn._frozen import FrozenWeightQuantizer
+from djpq_nncf.nn._functional import MAX_EXPONENT, MIN_EXPONENT
+from djpq_nncf.nn._learned_quantizer import MAX_RANGE, MIN_RANGE, LearnedQuantizer, exp_scalar
+
+SMALL_VALUE_SHARE = 1e-3
+
+
+class WeightQuantizer(LearnedQuantizer):
+    """Signed, with learned step ``d``, range ``q_m`` and exponent ``t``, and a small fixed threshold ``q_s``.
+
+    Args:
+        min_bits: least bit-width that `project_` allows, at least 2.
+        max_bits: greatest bit-width that `project_` allows, at most 32.
+        learn_exponent: False keeps ``t`` at 1 and leaves out its parameter and its work.
+        power_of_two: quantize with the nearest bit-width of {2, 4, 8, 16, 32} while learning (Algorithm 2).
+
+    Attributes:
+        small_value: ``q_s``, a buffer: 1e-3 of the range at `initialize_`.
+    """
+
+    small_value: Tensor
+
+    def __init__(
+        self,
+        *,
+        min_bits: int = 2,
+        max_bits: int = 8,
+        learn_exponent: bool = True,
+        power_of_two: bool = False,
+    ) -> None:
+        super().__init__(signed=True, min_bits=min_bits, max_bits=max_bits, power_of_two=power_of_two)
+        self.learn_exponent = learn_exponent
+        self.log_exponent = nn.Parameter(torch.zeros(())) if learn_exponent else None
+        self.register_buffer("small_value", torch.zeros(()))
+        self.initialize_(1.0, max_bits)
+
+    def exponent(self) -> Tensor | None:
+        if self.log_exponent is None:
+            return None
+        return exp_scalar(self.log_exponent)
+
+    def threshold(self) -> Tensor:
+        return self.small_value
+
+    def freeze(self) -> FrozenWeightQuantizer:
+        """The fixed grid, for weights that went through `quantized`."""
+        return FrozenWeightQuantizer(self.step(), self._require_bits())
+
+    def _reset_mapping(self, q_m: float) -> None:
+        self.small_value.fill_(SMALL_VALUE_SHARE * q_m)
+        if self.log_exponent is not None:
+            self.log_exponent.zero_()
+
+    def _project_mapping(self) -> None:
+        # Twice q_s keeps the mapped range well away from zero.
+        least = (2 * self.small_value).clamp_min(MIN_RANGE).log()
+        self.log_range.copy_(torch.maximum(self.log_range, least).clamp_max(math.log(MAX_RANGE)))
+        if self.log_exponent is not None:
+            self.log_exponent.clamp_(math.log(MIN_EXPONENT), math.log(MAX_EXPONENT))

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The only file that touches NNCF internals: where NNCF would put quantizers, for OpenVINO to run in INT8."""
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch.fx import GraphModule
+from torch.fx.node import map_arg
+
+from djpq_nncf.errors import PlacementError
+
+
+@dataclass(frozen=True)
+class QuantizationPoint:
+    """Where an activation is quantized.
+
+    Attributes:
+        node: name of the node in question.
+        input_port: the input of ``node`` that is quantized, or None for the output of ``node``.
+        serves: names of the operators that read the quantized value through it.
+        scale_group: points with the same number share one scale.
+    """
+
+    node: str
+    input_port: int | None
+    serves: tuple[str, ...]
+    scale_group: int
+
+
+def find_quantization_points(
+    model: GraphModule, *, ignored_nodes: list[str], target_device: str = "ANY"
+) -> tuple[QuantizationPoint, ...]:
+    """Activation quantization points as NNCF's post-training quantization would choose them.
+
+    Args:
+        model: a captured graph in functional form (no call_module nodes); it is changed.
+        ignored_nodes: names of nodes that are not to be quantized.
+        target_device: one of NNCF's target devices.
+
+    Raises:
+        PlacementError: NNCF finds no placement for this graph.
+    """
+    with quiet_imports():
+        import nncf
+        from nncf.experimental.torch.fx.nncf_graph_builder import GraphConverter
+        from nncf.quantization.algorithms.min_max.algorithm import MinMaxQuantization
+
+    algorithm = MinMaxQuantization(target_device=nncf.TargetDevice(target_device))
+    algorithm._set_backend_entity(model)
+    if ignored_nodes:
+        algorithm.set_ignored_scope(nncf.IgnoredScope(names=ignored_nodes))
+    _inline_sizes(model)
+    try:
+        graph = GraphConverter.create_nncf_graph(model)
+        setup = algorithm.find_quantization_setup(model, graph)
+    except Exception as error:  # NNCF lets errors of every kind escape on graphs it does not expect
+        raise PlacementError(
+            f"NNCF finds no quantizer placement for this network: {error}. "
+            'Exclude the operator with "quantization": {"ignored_scopes": [...]}.'
+        ) from error
+
+    group_of = {
+        member: number for number, members in enumerate(setup.unified_scale_groups.values()) for member in members
+    }
+    alone = len(setup.unified_scale_groups)
+    points = []
+    for identifier, point in sorted(setup.quantization_points.items()):
+        if point.is_weight_quantization_point():
+            continue
+        place = point.insertion_point
+        points.append(
+            QuantizationPoint(
+                node=place.target_node_name,
+                input_port=getattr(place, "input_port_id", None),
+                serves=tuple(sorted(point.directly_quantized_operator_node_names)),
+                scale_group=group_of.get(identifier, alone + identifier),
+            )
+        )
+    return tuple(points)
+
+
+def _inline_sizes(model: GraphModule) -> None:
+    """Write sizes computed in the graph into the calls that use them: NNCF knows them as symbols only."""
+    sizes = {node for node in model.graph.nodes if isinstance(node.meta.get("val"), int)}
+    for node in list(model.graph.nodes):
+        node.args = map_arg(node.args, lambda n: n.meta["val"] if n in sizes else n)
+        node.kwargs = map_arg(node.kwargs, lambda n: n.meta["val"] if n in sizes else n)
+    for node in reversed(model.graph.nodes):
+        if node in sizes:
+            model.graph.erase_node(node)
+    model.recompile()
+
+
+@contextlib.contextmanager
+def quiet_imports() -> Iterator[None]:
+    """Importing NNCF's FX backend imports torchao, which complains about GPU libraries on CPU machines."""
+    loggers = [logging.getLogger(name) for name in ("torch.utils._pytree", "torch.utils.cpp_extension", "torchao")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+__all__ = ["QuantizationPoint", "find_quantization_points", "quiet_imports"]

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The FX pass that removes closed channels, and with them every gate."""
+
+import copy
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+from djpq_nncf.capture import propagate_shapes
+from djpq_nncf.channels import ChannelAnalysis, Removal, find_rewrite, kept_indices
+from djpq_nncf.nn import ActivationQuantizer, Gate, GatedWeight, WeightQuantizer
+from djpq_nncf.passes._names import CONTAINER
+
+QUANTIZERS = "quantizers"
+"""Top-level submodule of a stripped model that holds its frozen quantizers."""
+
+
+def kept_channels(analysis: ChannelAnalysis, gates: Mapping[str, Gate]) -> np.ndarray:
+    """[channels] boolean over the channel ids of the analysis: which gates are open."""
+    keep = np.ones(analysis.channel_count, dtype=bool)
+    for name, gate in gates.items():
+        channels = analysis.groups[name].channels
+        keep[channels.start : channels.stop] = gate.open.cpu().numpy()
+    return keep
+
+
+@torch.no_grad()
+def remove(model: GraphModule, analysis: ChannelAnalysis, keep: np.ndarray) -> GraphModule:
+    """A smaller copy of a compressed graph that computes the same in eval mode.
+
+    Gate means are folded into the weights they act on, weights are rounded to their grid, quantizers are frozen,
+    and parameters, buffers and the constants that depend on their sizes lose the channels that ``keep`` leaves out.
+
+    Args:
+        model: a compressed graph whose quantizers, if it has any, have fixed bits.
+        analysis: the channel groups of the graph that was compressed.
+        keep: [channels] boolean over the channel ids of the analysis.
+
+    Returns:
+        A captured graph without gates, in eval mode.
+    """
+    model = copy.deepcopy(model).eval()
+    _fold_gates(model)
+    _freeze_quantizers(model)
+    for node in list(model.graph.nodes):
+        if node.op == "call_module" and isinstance(model.get_submodule(str(node.target)), Gate):
+            model.graph.erase_node(node)
+    delattr(model, CONTAINER)
+    removal = Removal(analysis, keep)
+    _slice_parameters(model, removal)
+    for node in model.graph.nodes:
+        rewrite = find_rewrite(node) if node.op in ("call_function", "call_module") else None
+        if rewrite is not None:
+            rewrite(node, removal)
+    model.graph.lint()
+    model.recompile()
+    propagate_shapes(model)
+    return model
+
+
+def _modules(model: GraphModule, *kinds: type[nn.Module]) -> list[tuple[Node, nn.Module]]:
+    calls = [node for node in model.graph.nodes if node.op == "call_module"]
+    pairs = [(node, model.get_submodule(str(node.target))) for node in calls]
+    return [(node, module) for node, module in pairs if isinstance(module, kinds)]
+
+
+def _fold_gates(model: GraphModule) -> None:
+    for node, module in _modules(model, GatedWeight):
+        weight, *gates = node.args
+        assert isinstance(weight, Node)
+        values = [model.get_submodule(str(gate.target))() for gate in gates if isinstance(gate, Node)]
+        _set_parameter(model, str(weight.target), module(model.get_parameter(str(weight.target)), *values))
+        node.replace_all_uses_with(weight)
+        model.graph.erase_node(node)
+
+
+def _freeze_quantizers(model: GraphModule) -> None:
+    frozen: dict[int, str] = {}
+    for node, module in _modules(model, WeightQuantizer, ActivationQuantizer):
+        assert isinstance(module, WeightQuantizer | ActivationQuantizer)
+        if isinstance(module, WeightQuantizer):
+            weight = node.args[0]
+            assert isinstance(weight, Node)
+            name = str(weight.target)
+            _set_parameter(model, name, module.quantized(model.get_parameter(name)))
+        if id(module) not in frozen:
+            if not hasattr(model, QUANTIZERS):
+                model.add_module(QUANTIZERS, nn.Module())
+            frozen[id(module)] = str(node.target).replace(f"{CONTAINER}.", f"{QUANTIZERS}.", 1)
+            model.add_submodule(frozen[id(module)], module.freeze())
+        node.target = frozen[id(module)]
+
+
+def _slice_parameters(model: GraphModule, removal: Removal) -> None:
+    for name, labels in removal.analysis.parameter_labels.items():
+        tensor = _get_tensor(model, name)
+        if tensor is None:  # removed with dead code
+            continue
+        smaller = tensor
+        for dim, ids in enumerate(labels):
+            if ids is not None and (kept := kept_indices(ids, removal.keep)).size < ids.size:
+                smaller = smaller.index_select(dim, torch.from_numpy(kept).to(smaller.device))
+        if smaller is not tensor:
+            _set_parameter(model, name, smaller)
+
+
+def _get_tensor(model: GraphModule, name: str) -> Tensor | None:
+    path, _, attribute = name.rpartition(".")
+    try:
+        return getattr(model.get_submodule(path), attribute)  # type: ignore[no-any-return]
+    except AttributeError:
+        return None
+
+
+def _set_parameter(model: GraphModule, name: str, value: Tensor) -> None:
+    """Replace a parameter or buffer; tied ones (other names of the same tensor) follow and stay tied."""
+    old = _get_tensor(model, name)
+    assert old is not None
+    new = value.detach().clone()
+    if isinstance(old, nn.Parameter):
+        new = nn.Parameter(new, requires_grad=old.requires_grad)
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            for key, tensor in tensors.items():
+                if tensor is old:
+                    tensors[key] = new  # type: ignore[assignment]

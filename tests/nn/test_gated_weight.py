@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gating the weight equals gating the activation."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from djpq_nncf.nn import GatedWeight
+
+
+def _randn(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=torch.float64)
+
+
+def test_conv_of_one_gate() -> None:
+    x, weight, z = _randn(2, 6, 5, 5), _randn(4, 6, 3, 3), _randn(6)
+    gated = GatedWeight(range(6))
+    torch.testing.assert_close(
+        functional.conv2d(x, gated(weight, z)), functional.conv2d(x * z.reshape(-1, 1, 1), weight)
+    )
+
+
+def test_several_gates_and_channels_without_gate() -> None:
+    x, weight, first, second = _randn(2, 7), _randn(3, 7), _randn(2), _randn(3)
+    index = [4, 4, 0, 5, 1, 2, 5]
+    z = torch.stack([second[2], second[2], first[0], torch.ones(()), first[1], second[0], torch.ones(())])
+    torch.testing.assert_close(
+        functional.linear(x, GatedWeight(index)(weight, first, second)), functional.linear(x * z, weight)
+    )
+
+
+def test_consecutive_index_that_ends_without_gate() -> None:
+    weight, z = _randn(3, 4), _randn(3)
+    expected = weight * torch.cat([z, torch.ones(1, dtype=z.dtype)])
+    torch.testing.assert_close(GatedWeight(range(4))(weight, z), expected)
+
+
+def test_flatten_repeats_a_gate() -> None:
+    x, weight, z = _randn(2, 3, 2, 2), _randn(5, 12), _randn(3)
+    gated = GatedWeight(torch.arange(3).repeat_interleave(4))
+    torch.testing.assert_close(
+        functional.linear(x.flatten(1), gated(weight, z)),
+        functional.linear((x * z.reshape(-1, 1, 1)).flatten(1), weight),
+    )
+
+
+def test_transposed_conv_has_its_inputs_first() -> None:
+    x, weight, z = _randn(2, 4, 5, 5), _randn(4, 6, 3, 3), _randn(4)
+    torch.testing.assert_close(
+        functional.conv_transpose2d(x, GatedWeight(range(4), dim=0)(weight, z)),
+        functional.conv_transpose2d(x * z.reshape(-1, 1, 1), weight),
+    )
+
+
+def test_grouped_conv_takes_a_two_dimensional_index() -> None:
+    x, weight, z = _randn(2, 6, 5, 5), _randn(4, 3, 3, 3), _randn(6)
+    index = torch.arange(6).reshape(2, 3).repeat_interleave(2, dim=0)
+    torch.testing.assert_close(
+        functional.conv2d(x, GatedWeight(index, dim=0)(weight, z), groups=2),
+        functional.conv2d(x * z.reshape(-1, 1, 1), weight, groups=2),
+    )
+
+
+def test_gradients_reach_weight_and_gates() -> None:
+    weight, first, second = (_randn(*s).requires_grad_() for s in ((3, 4), (2,), (1,)))
+    assert torch.autograd.gradcheck(GatedWeight([0, 0, 2, 3]), (weight, first, second))
+
+
+def test_no_state() -> None:
+    gated = GatedWeight([1, 0])
+    assert not gated.state_dict()
+    gated.load_state_dict({}, strict=True)
+
+
+def test_two_dimensional_index_needs_dimension_0() -> None:
+    with pytest.raises(ValueError, match=r"\[2, 3\].*dimension 1"):
+        GatedWeight(torch.zeros(2, 3), dim=1)
+
+
+def test_compiles_to_one_graph() -> None:
+    gated = GatedWeight([0, 1, 1, 2])
+    compiled = torch.compile(gated, backend="aot_eager", fullgraph=True)
+    weight, z = _randn(3, 4), _randn(2)
+    torch.testing.assert_close(compiled(weight, z), gated(weight, z))
