@@ -16,9 +16,7 @@ from djpq_nncf.channels._registry import find_rule
 Signature = tuple[tuple[str, int, int], ...]
 
 
-def analyse_channels(
-    model: GraphModule, *, is_prunable: Callable[[str], bool] = lambda layer: True
-) -> ChannelAnalysis:
+def analyse_channels(model: GraphModule, *, is_prunable: Callable[[str], bool] = lambda layer: True) -> ChannelAnalysis:
     """Group the channels of a captured graph that must be kept or removed together.
 
     Args:
@@ -90,9 +88,9 @@ def _summarise(context: RuleContext) -> ChannelAnalysis:
     owner: list[str] = []
     for signature, members in by_signature.items():
         name = _free_name(_first_layer(context, members[0]), groups)
-        ids = range(len(owner), len(owner) + len(members))
-        groups[name] = ChannelGroup(name, ids, tuple(Member(*place) for place in signature))
-        new_id[members] = ids
+        span = range(len(owner), len(owner) + len(members))
+        groups[name] = ChannelGroup(name, span, tuple(Member(*place) for place in signature))
+        new_id[members] = np.arange(span.start, span.stop)
         owner.extend([name] * len(members))
 
     def translate(ids: Labels | None) -> Labels | None:
@@ -148,7 +146,7 @@ def _free_name(layer: str, taken: dict[str, ChannelGroup]) -> str:
 
 
 def _frozen_layers(context: RuleContext, frozen: dict[int, str]) -> list[FrozenChannels]:
-    result = []
+    result: list[FrozenChannels] = []
     for layer, ids in context.producers:
         reasons: Counter[str] = Counter()
         for root in context.channels.roots(ids).tolist():
@@ -156,6 +154,3 @@ def _frozen_layers(context: RuleContext, frozen: dict[int, str]) -> list[FrozenC
                 reasons[frozen[root]] += 1
         result.extend(FrozenChannels(layer, count, reason) for reason, count in reasons.items())
     return result
-
-
-

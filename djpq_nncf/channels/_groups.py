@@ -56,7 +56,7 @@ class FrozenChannels:
 
 @dataclass(frozen=True)
 class Consumer:
-    """A weight that mixes channels: node ``operator`` reads ``weight``, whose dimension ``dim`` runs over the channels."""
+    """Dimension ``dim`` of ``weight`` runs over channels, which the node ``operator`` mixes with it."""
 
     operator: str
     weight: str
@@ -69,10 +69,11 @@ class ChannelAnalysis:
 
     Attributes:
         groups: by name, in topological order of their first layer.
-        node_labels: node name -> labels of its value (for a tuple-valued node: one entry per element in ``item_labels``).
+        node_labels: node name -> labels of its value (tensor-valued nodes only).
         parameter_labels: state-dict name -> labels of the parameter or buffer.
         consumers: the weights in front of which a gate acts.
         frozen: output channels that must stay.
+        channel_group: for each channel id the name of its group.
     """
 
     groups: dict[str, ChannelGroup]
@@ -80,7 +81,7 @@ class ChannelAnalysis:
     parameter_labels: dict[str, TensorLabels]
     consumers: tuple[Consumer, ...]
     frozen: tuple[FrozenChannels, ...]
-    channel_group: tuple[str, ...] = field(repr=False, default=())
+    channel_group: tuple[str, ...] = field(repr=False)
 
     @property
     def channel_count(self) -> int:

@@ -27,9 +27,7 @@ class CostModel:
     def __init__(self, operators: Sequence[MacOperator], analysis: ChannelAnalysis) -> None:
         self.operators = tuple(operators)
         self.group_names = tuple(analysis.groups)
-        self._labels = [
-            tuple(analysis.parameter_labels.get(operator.weight, ()))[:2] for operator in self.operators
-        ]
+        self._labels = [tuple(analysis.parameter_labels.get(operator.weight, ()))[:2] for operator in self.operators]
         column = {name: index for index, name in enumerate(self.group_names)}
         shares = np.zeros((2, len(self.operators), len(self.group_names)))
         fixed = np.ones((2, len(self.operators)))

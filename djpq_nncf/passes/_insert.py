@@ -45,7 +45,9 @@ def insert(
         analysis: its channel groups.
         operators: its layers.
         placement: which weights and activations are quantized.
-        make_gate, make_weight_quantizer, make_activation_quantizer: build the modules to insert.
+        make_gate: builds the gate of a group, a module without inputs that returns [size] factors.
+        make_weight_quantizer: builds the quantizer of a layer's weight.
+        make_activation_quantizer: builds the quantizer of an activation.
 
     Returns:
         The compressed graph. Original nodes and parameters keep their names.
@@ -141,9 +143,7 @@ def _insert_on_activation(nodes: Mapping[str, Node], point: ActivationPoint) -> 
     source = nodes[point.source]
     graph = source.graph
     with graph.inserting_after(source):
-        quantized = graph.call_module(
-            f"{CONTAINER}.activation_quantizers.{module_name(point.quantizer)}", (source,)
-        )
+        quantized = graph.call_module(f"{CONTAINER}.activation_quantizers.{module_name(point.quantizer)}", (source,))
     for user in list(source.users):
         if user is not quantized and (point.readers is None or user.name in point.readers):
             user.replace_input_with(source, quantized)

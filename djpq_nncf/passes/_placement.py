@@ -69,7 +69,7 @@ def place_quantizers(
         for reader in point.serves:
             by_reader.setdefault(reader, []).append(point.scale_group)
     next_group = max((point.scale_group for point in points), default=0) + 1
-    added = []
+    added: list[QuantizationPoint] = []
     for operator in chosen:
         if operator.node not in by_reader:
             source = nodes[operator.node].all_input_nodes[0]

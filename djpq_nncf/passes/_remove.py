@@ -110,7 +110,7 @@ def _slice_parameters(model: GraphModule, removal: Removal) -> None:
 def _get_tensor(model: GraphModule, name: str) -> Tensor | None:
     path, _, attribute = name.rpartition(".")
     try:
-        return getattr(model.get_submodule(path), attribute)  # type: ignore[no-any-return]
+        return getattr(model.get_submodule(path), attribute)
     except AttributeError:
         return None
 
@@ -123,7 +123,8 @@ def _set_parameter(model: GraphModule, name: str, value: Tensor) -> None:
     if isinstance(old, nn.Parameter):
         new = nn.Parameter(new, requires_grad=old.requires_grad)
     for module in model.modules():
-        for tensors in (module._parameters, module._buffers):
+        tensors: dict[str, Tensor | None]
+        for tensors in (module._parameters, module._buffers):  # type: ignore[assignment]
             for key, tensor in tensors.items():
                 if tensor is old:
-                    tensors[key] = new  # type: ignore[assignment]
+                    tensors[key] = new

@@ -42,6 +42,4 @@ def find_nonnegative(model: GraphModule) -> set[str]:
 
 
 def _is_dropout(model: GraphModule, node: Node) -> bool:
-    return node.op == "call_module" and isinstance(
-        model.get_submodule(str(node.target)), nn.modules.dropout._DropoutNd
-    )
+    return node.op == "call_module" and isinstance(model.get_submodule(str(node.target)), nn.modules.dropout._DropoutNd)

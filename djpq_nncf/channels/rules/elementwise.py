@@ -12,10 +12,12 @@ from djpq_nncf.channels.rules._arguments import argument
 
 aten = torch.ops.aten
 
-_UNARY = ("relu relu6 sigmoid tanh silu gelu hardswish hardsigmoid hardtanh leaky_relu elu celu selu softplus mish "
-          "log_sigmoid abs neg exp sqrt rsqrt square clamp clamp_min clamp_max clone contiguous detach "
-          "alias dropout feature_dropout").split()  # fmt: skip
-_BINARY = "add sub rsub mul div maximum minimum pow".split()
+_UNARY = [
+    "relu", "relu6", "sigmoid", "tanh", "silu", "gelu", "hardswish", "hardsigmoid", "hardtanh", "leaky_relu", "elu",
+    "celu", "selu", "softplus", "mish", "log_sigmoid", "abs", "neg", "exp", "sqrt", "rsqrt", "square", "clamp",
+    "clamp_min", "clamp_max", "clone", "contiguous", "detach", "alias", "dropout", "feature_dropout",
+]  # fmt: skip
+_BINARY = ["add", "sub", "rsub", "mul", "div", "maximum", "minimum", "pow"]
 
 
 def _overloads(name: str) -> list[torch._ops.OpOverload]:

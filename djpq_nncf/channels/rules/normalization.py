@@ -3,9 +3,10 @@
 
 from torch import nn
 from torch.fx import Node
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from djpq_nncf.channels._context import RuleContext
-from djpq_nncf.channels._registry import Removal, operator_key, register_channel_rule, register_rewrite
+from djpq_nncf.channels._registry import Removal, register_channel_rule, register_rewrite
 
 _PER_CHANNEL = ("weight", "bias", "running_mean", "running_var")
 
@@ -27,8 +28,9 @@ def batch_norm(node: Node, context: RuleContext) -> None:
 @register_rewrite(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 def shrink_batch_norm(node: Node, removal: Removal) -> None:
     """``num_features`` follows the channels (the vectors themselves are sliced with all other parameters)."""
-    assert node.graph.owning_module is not None and issubclass(operator_key(node), nn.Module)
+    assert node.graph.owning_module is not None
     module = node.graph.owning_module.get_submodule(str(node.target))
+    assert isinstance(module, _BatchNorm)
     labels = removal.labels(node)
     if len(labels) > 1 and labels[1] is not None:
         module.num_features = len(removal.kept(labels[1]))

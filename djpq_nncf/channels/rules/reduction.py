@@ -15,9 +15,7 @@ _POOLS = [
     for kind in ("max_pool", "avg_pool", "adaptive_avg_pool")
     for rank in (1, 2, 3)
 ]
-_RESIZES = [
-    getattr(aten, name).vec for name in ("upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d")
-]
+_RESIZES = [getattr(aten, name).vec for name in ("upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d")]
 
 
 @register_channel_rule(*_POOLS, *_RESIZES)

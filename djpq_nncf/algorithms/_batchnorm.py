@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Re-estimation of BatchNorm statistics, which any change of weights invalidates."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.distributed
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from djpq_nncf.algorithms._data import iterate_inputs
+from djpq_nncf.algorithms._progress import track
+
+
+@torch.no_grad()
+def reestimate_batchnorm(model: nn.Module, data: Iterable[Any], samples: int) -> None:
+    """Replace running means and variances by their average over ``samples`` samples of ``data``.
+
+    Only BatchNorm is in training mode meanwhile. In distributed training the processes' averages are averaged.
+    """
+    layers = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    if not layers or samples <= 0:
+        return
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    training = model.training
+    momenta = [layer.momentum for layer in layers]
+    model.eval()
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # a cumulative average
+        layer.train()
+    with track("Re-estimating BatchNorm", samples) as advance:
+        for (args, kwargs), count in iterate_inputs(data, samples, device):
+            model(*args, **kwargs)
+            advance(count)
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            for statistic in (layer.running_mean, layer.running_var):
+                assert statistic is not None
+                torch.distributed.all_reduce(statistic)
+                statistic /= torch.distributed.get_world_size()
+    model.train(training)

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every compression algorithm offers: a controller and a scheduler, as NNCF had them."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from enum import Enum
+from os import PathLike
+from typing import Any
+
+from torch import Tensor
+from torch.fx import GraphModule
+
+
+class CompressionStage(Enum):
+    """How far the compression of a model has come."""
+
+    UNCOMPRESSED = "uncompressed"
+    PARTIALLY_COMPRESSED = "partially compressed"
+    FULLY_COMPRESSED = "fully compressed"
+
+
+class CompressionScheduler(ABC):
+    """Told by the training loop where it is; changes what depends on that."""
+
+    @abstractmethod
+    def epoch_step(self) -> None:
+        """To be called at the beginning of each epoch."""
+
+    @abstractmethod
+    def step(self) -> None:
+        """To be called before the forward pass of each training step."""
+
+
+class CompressionController(ABC):
+    """The handle on a model under compression."""
+
+    model: GraphModule
+    scheduler: CompressionScheduler
+
+    @abstractmethod
+    def loss(self) -> Tensor:
+        """The term to add to the task's loss, a scalar with gradients."""
+
+    @abstractmethod
+    def statistics(self) -> Any:
+        """What the compressed model costs now: typed fields, and ``to_str()``."""
+
+    @abstractmethod
+    def param_groups(self, lr: float, **options: Any) -> list[dict[str, Any]]:
+        """Parameter groups for an optimizer, with the learning rates that suit each kind of parameter."""
+
+    @abstractmethod
+    def freeze(self) -> None:
+        """End the search: decide every channel and every bit-width."""
+
+    @abstractmethod
+    def compression_stage(self) -> CompressionStage:
+        """How far the compression has come."""
+
+    @abstractmethod
+    def get_compression_state(self) -> dict[str, Any]:
+        """What a resumed run needs besides ``model.state_dict()``, as plain data that JSON can hold."""
+
+    @abstractmethod
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from what :meth:`get_compression_state` returned."""
+
+    @abstractmethod
+    def strip(self) -> GraphModule:
+        """A plain, smaller model without anything that only training needs."""
+
+    @abstractmethod
+    def export_model(self, path: str | PathLike[str]) -> None:
+        """Write the stripped model as OpenVINO IR (``.xml``) or ONNX (``.onnx``)."""
+
+    @abstractmethod
+    def distributed(self) -> None:
+        """Prepare for training in several processes."""

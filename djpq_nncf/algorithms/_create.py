@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The entry point: a model and a config in, a controller and a compressed model out."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import GraphModule
+
+from djpq_nncf.algorithms._contract import CompressionController
+from djpq_nncf.algorithms._data import check_finite, find_example, to_device
+from djpq_nncf.algorithms._registry import get_algorithm
+from djpq_nncf.capture import capture
+from djpq_nncf.config import NNCFConfig
+from djpq_nncf.errors import ConfigError
+
+
+def create_compressed_model(
+    model: nn.Module,
+    config: NNCFConfig | Mapping[str, Any],
+    compression_state: Mapping[str, Any] | None = None,
+    *,
+    init_data: Iterable[Any] | None = None,
+    example_inputs: Any = None,
+) -> tuple[CompressionController, GraphModule]:
+    """Prepare a trained model for compression in its training loop.
+
+    Args:
+        model: the trained network; it is not changed.
+        config: what to do, validated here if it is a plain mapping.
+        compression_state: of an earlier run, to continue it (then load the ``state_dict()`` into the model returned).
+        init_data: batches to initialise ranges from, and to re-estimate BatchNorm statistics with: a data loader or
+            any iterable of tensors, (inputs, targets) or dicts. It is iterated more than once.
+        example_inputs: a tensor, a tuple of positional inputs or a dict of keyword inputs, batch dimension first.
+            Without it ``input_info`` of the config is used, or the first batch of ``init_data``.
+
+    Returns:
+        The controller, and a GraphModule to train in place of ``model``.
+
+    Raises:
+        ConfigError: the config is not valid or does not fit the model.
+        CaptureError: the model cannot be captured.
+        DataError: ``init_data`` is missing or unusable.
+
+    Example:
+        >>> config = NNCFConfig.from_dict({"compression": {"algorithm": "djpq"}})
+        >>> ctrl, model = create_compressed_model(model, config, init_data=loader)  # doctest: +SKIP
+        >>> optimizer = torch.optim.SGD(ctrl.param_groups(lr=1e-3), momentum=0.9)  # doctest: +SKIP
+    """
+    if not isinstance(config, NNCFConfig):
+        config = NNCFConfig.from_dict(config)
+    algorithms = config.algorithms
+    if not algorithms:
+        raise ConfigError(
+            '$.compression: the config asks for no compression. Add "compression": {"algorithm": "djpq"}.'
+        )
+    if len(algorithms) > 1:
+        names = ", ".join(str(entry["algorithm"]) for entry in algorithms)
+        raise ConfigError(f"$.compression: the algorithms {names} cannot be combined. Leave one of them.")
+    (settings,) = algorithms
+    args, kwargs = find_example(example_inputs, config.input_infos, init_data)
+    check_finite((args, kwargs), "example inputs")
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    args, kwargs = to_device((args, kwargs), device)
+    captured = capture(model, args, kwargs)
+    build = get_algorithm(settings["algorithm"])
+    controller: CompressionController = build(
+        captured, settings, config=config, init_data=init_data, resuming=compression_state is not None
+    )
+    if compression_state is not None:
+        controller.load_state(compression_state)
+    return controller, controller.model

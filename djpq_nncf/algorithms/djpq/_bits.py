@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bit-widths of each layer's weight and input, from the quantizers that serve it."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from djpq_nncf.cost import FLOAT_BITS, MacOperator
+from djpq_nncf.nn import ActivationQuantizer, LearnedQuantizer, WeightQuantizer
+
+
+class BitWidths:
+    """Which quantizer gives each layer its weight bits and its activation bits.
+
+    Args:
+        operators: the layers, in the order of the cost model.
+        weight_quantizers: by the state-dict name of the weight.
+        activation_quantizers: by name.
+        inputs_of: layer name -> names of the activation quantizers in front of it (several at a concatenation; the
+            widest counts).
+
+    Attributes:
+        quantizers: by a name for people.
+        weight_index: [layers] position in ``quantizers`` of a layer's weight quantizer, one past the end for none.
+        input_index: [layers, k] positions of the quantizers of its input, padded by repetition.
+    """
+
+    def __init__(
+        self,
+        operators: Sequence[MacOperator],
+        weight_quantizers: Mapping[str, WeightQuantizer],
+        activation_quantizers: Mapping[str, ActivationQuantizer],
+        inputs_of: Mapping[str, Sequence[str]],
+    ) -> None:
+        self.quantizers: dict[str, LearnedQuantizer] = {
+            **{f"weight of {operator.layer}": weight_quantizers[operator.weight]
+               for operator in operators if operator.weight in weight_quantizers},
+            **{f"activation {name}": quantizer for name, quantizer in activation_quantizers.items()},
+        }  # fmt: skip
+        position = {id(quantizer): index for index, quantizer in enumerate(self.quantizers.values())}
+        absent = len(self.quantizers)
+        self.weight_index = torch.tensor(
+            [
+                position[id(weight_quantizers[operator.weight])] if operator.weight in weight_quantizers else absent
+                for operator in operators
+            ]
+        )
+        rows = [
+            [position[id(activation_quantizers[name])] for name in inputs_of.get(operator.layer, ())] or [absent]
+            for operator in operators
+        ]
+        widest = max((len(row) for row in rows), default=1)
+        self.input_index = torch.tensor([row + [row[0]] * (widest - len(row)) for row in rows])
+
+    def soft(self) -> tuple[Tensor, Tensor]:
+        """[layers] weight bits and [layers] input bits, differentiable; 32 where nothing is quantized."""
+        bits = [quantizer.continuous_bits() for quantizer in self.quantizers.values()]
+        device = bits[0].device if bits else None
+        table = torch.stack([*bits, torch.tensor(float(FLOAT_BITS), device=device)])
+        return table[self.weight_index], table[self.input_index].amax(dim=1)

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a captured graph and the settings to a controller."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch.fx import GraphModule
+
+from djpq_nncf.algorithms._registry import register_algorithm
+from djpq_nncf.algorithms.djpq._bits import BitWidths
+from djpq_nncf.algorithms.djpq._controller import DJPQController
+from djpq_nncf.algorithms.djpq._freezing import choices_of, least_bops
+from djpq_nncf.algorithms.djpq._initialization import initialize_activation_ranges, initialize_weight_ranges
+from djpq_nncf.algorithms.djpq._network import CompressedNetwork
+from djpq_nncf.algorithms.djpq._settings import DJPQSettings
+from djpq_nncf.channels import ChannelGroup, analyse_channels
+from djpq_nncf.config import NNCFConfig, ScopeSettings, closest
+from djpq_nncf.cost import CostModel, MacOperator, find_mac_operators
+from djpq_nncf.errors import ConfigError, DataError
+from djpq_nncf.nn import ActivationQuantizer, Gate, WeightQuantizer
+from djpq_nncf.passes import NOTHING, ActivationPoint, insert, place_quantizers
+
+
+@register_algorithm("djpq")
+def build_djpq(
+    model: GraphModule,
+    settings: Mapping[str, Any],
+    *,
+    config: NNCFConfig,
+    init_data: Iterable[Any] | None,
+    resuming: bool,
+) -> DJPQController:
+    """Insert gates and quantizers into a captured graph and initialise them.
+
+    Args:
+        model: a captured graph.
+        settings: the algorithm's entry of the config, validated, defaults filled in.
+        config: the whole config.
+        init_data: batches to take ranges from.
+        resuming: a state will be loaded, so that nothing needs to be initialised from data.
+
+    Raises:
+        ConfigError: a scope matches no layer, or the target is out of reach.
+        DataError: ranges are to be initialised and there is no data.
+    """
+    parsed = DJPQSettings.from_dict(settings)
+    if parsed.quantization.enabled and init_data is None and not resuming:
+        raise DataError(
+            "Quantizers start from ranges seen in data, and there is none. Pass init_data=your_loader to "
+            "create_compressed_model: any iterable of tensors, (inputs, targets) or dicts; a few hundred samples do."
+        )
+    network = insert_gates_and_quantizers(model, parsed, config.target_device)
+    if parsed.quantization.enabled and not resuming:
+        assert init_data is not None
+        quantization = parsed.quantization
+        initialize_weight_ranges(
+            network.model,
+            network.weight_quantizers,
+            quantization.weights.bits or quantization.weights.initial_bits,
+            parsed.initializer,
+        )
+        initialize_activation_ranges(
+            network.model,
+            network.activation_quantizers,
+            quantization.activations.bits or quantization.activations.initial_bits,
+            init_data,
+            parsed.initializer,
+        )
+    _check_target(network, parsed)
+    return DJPQController(network, parsed, seed=config.seed, data=init_data)
+
+
+def insert_gates_and_quantizers(
+    model: GraphModule, settings: DJPQSettings, target_device: str = "ANY"
+) -> CompressedNetwork:
+    """The structural half of :func:`build_djpq`: no data needed, nothing initialised.
+
+    Raises:
+        ConfigError: a scope matches no layer.
+    """
+    pruning, quantization = settings.pruning, settings.quantization
+    operators = find_mac_operators(model)
+    if not operators:
+        raise ConfigError("The network has no convolution and no linear layer, so there is nothing to compress.")
+    kinds = {operator.layer: operator.kind for operator in operators}
+    for half, part in (("pruning", pruning), ("quantization", quantization)):
+        _check_scope(part.ignored_scopes, kinds, f"$.compression.{half}.ignored_scopes")
+        _check_scope(part.target_scopes, kinds, f"$.compression.{half}.target_scopes")
+
+    def is_prunable(layer: str) -> bool:
+        kind = kinds.get(layer)
+        return pruning.enabled and _admits(pruning.ignored_scopes, pruning.target_scopes, layer, kind)
+
+    def is_quantizable(operator: MacOperator) -> bool:
+        scopes = quantization.ignored_scopes, quantization.target_scopes
+        return _admits(*scopes, operator.layer, operator.kind)
+
+    analysis = analyse_channels(model, is_prunable=is_prunable)
+    placement = (
+        place_quantizers(model, operators, is_quantizable=is_quantizable, target_device=target_device)
+        if quantization.enabled
+        else NOTHING
+    )
+    inserted = insert(
+        model,
+        analysis,
+        operators,
+        placement,
+        make_gate=lambda group: _make_gate(group, settings),
+        make_weight_quantizer=lambda operator: _make_weight_quantizer(settings),
+        make_activation_quantizer=lambda point: _make_activation_quantizer(settings, point),
+    )
+    return CompressedNetwork(
+        model=inserted.model,
+        analysis=analysis,
+        operators=operators,
+        placement=placement,
+        cost=CostModel(operators, analysis),
+        gates={name: gate for name, gate in inserted.gates.items() if isinstance(gate, Gate)},
+        weight_quantizers={k: q for k, q in inserted.weight_quantizers.items() if isinstance(q, WeightQuantizer)},
+        activation_quantizers={
+            k: q for k, q in inserted.activation_quantizers.items() if isinstance(q, ActivationQuantizer)
+        },
+    )
+
+
+def _make_gate(group: ChannelGroup, settings: DJPQSettings) -> Gate:
+    return Gate(group.size, log_variance=settings.pruning.initial_log_variance)
+
+
+def _make_weight_quantizer(settings: DJPQSettings) -> WeightQuantizer:
+    weights = settings.quantization.weights
+    quantizer = WeightQuantizer(
+        min_bits=weights.min_bits,
+        max_bits=weights.max_bits,
+        learn_exponent=weights.learn_exponent,
+        power_of_two=settings.quantization.power_of_two,
+    )
+    if weights.bits is not None:
+        quantizer.fix_bits(weights.bits)
+    return quantizer
+
+
+def _make_activation_quantizer(settings: DJPQSettings, point: ActivationPoint) -> ActivationQuantizer:
+    activations = settings.quantization.activations
+    quantizer = ActivationQuantizer(
+        signed=point.signed,
+        min_bits=activations.min_bits,
+        max_bits=activations.max_bits,
+        power_of_two=settings.quantization.power_of_two,
+    )
+    fixed = activations.input_bits if point.is_input else activations.bits
+    if fixed is not None:
+        quantizer.fix_bits(fixed)
+    return quantizer
+
+
+def _admits(ignored: ScopeSettings, target: ScopeSettings | None, layer: str, kind: str | None) -> bool:
+    return (target is None or target.matches(layer, kind)) and not ignored.matches(layer, kind)
+
+
+def _check_scope(scope: ScopeSettings | None, kinds: Mapping[str, str], path: str) -> None:
+    unmatched = scope.unmatched(kinds.items()) if scope is not None else ()
+    if unmatched:
+        near = closest(unmatched[0], [*kinds, *kinds.values()])
+        raise ConfigError(
+            f"{path}: {unmatched[0]!r} matches no layer of this network."
+            + (f" Did you mean {near!r}?" if near else "")
+            + " `djpq-nncf inspect` prints the names of all layers."
+        )
+
+
+def _check_target(network: CompressedNetwork, settings: DJPQSettings) -> None:
+    """A target that even the smallest bit-widths miss is an error before the training, not after it."""
+    target = settings.target.bops_ratio
+    if target is None:
+        return
+    bits = BitWidths(
+        network.operators,
+        network.weight_quantizers,
+        network.activation_quantizers,
+        network.placement.inputs_of,
+    )
+    choices = choices_of(bits, power_of_two=settings.quantization.power_of_two)
+    least = least_bops(choices, network.cost, prunable=bool(network.gates))
+    if least > target:
+        raise ConfigError(
+            f"$.compression.target.bops_ratio: {target} is out of reach. With every bit-width at its least this "
+            f"network has {least:.5f} of its BOPs. Ask for more than that, lower min_bits or input_bits, take layers out of "
+            "ignored_scopes, or enable pruning."
+        )

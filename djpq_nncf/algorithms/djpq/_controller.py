@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The controller of DJPQ: what a training loop talks to."""
+
+import warnings
+from collections.abc import Iterable, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from djpq_nncf.algorithms._batchnorm import reestimate_batchnorm
+from djpq_nncf.algorithms._contract import CompressionController, CompressionStage
+from djpq_nncf.algorithms.djpq._bits import BitWidths
+from djpq_nncf.algorithms.djpq._freezing import Decision
+from djpq_nncf.algorithms.djpq._groups import PrunableGroup
+from djpq_nncf.algorithms.djpq._network import CompressedNetwork
+from djpq_nncf.algorithms.djpq._objective import Objective
+from djpq_nncf.algorithms.djpq._scheduler import DJPQScheduler, StrengthController
+from djpq_nncf.algorithms.djpq._settings import DJPQSettings
+from djpq_nncf.algorithms.djpq._statistics import NNCFStatistics
+from djpq_nncf.errors import CheckpointError, DataError
+from djpq_nncf.export import export_model
+from djpq_nncf.passes import kept_channels, remove
+
+STATE_VERSION = 1
+
+
+class DJPQController(CompressionController):
+    """Handle on a model compressed with DJPQ (Wang, Lu, Blankevoort 2020).
+
+    Args:
+        network: the captured graph with gates and quantizers, and what is known about it.
+        settings: of the configuration.
+        seed: of the gates' noise.
+        data: for the re-estimation of BatchNorm statistics at the freeze; None leaves them.
+
+    Attributes:
+        model: the model to train.
+        scheduler: call ``epoch_step()`` at the beginning of each epoch and ``step()`` before each forward pass.
+        groups: channel groups by name; ``close(indices)`` prunes by hand.
+    """
+
+    scheduler: DJPQScheduler
+
+    def __init__(
+        self, network: CompressedNetwork, settings: DJPQSettings, *, seed: int, data: Iterable[Any] | None
+    ) -> None:
+        self.model = network.model
+        self._network = network
+        self._settings = settings
+        self._seed = seed
+        self._data = data
+        self._frozen = False
+        self._bits = BitWidths(
+            network.operators,
+            network.weight_quantizers,
+            network.activation_quantizers,
+            network.placement.inputs_of,
+        )
+        self._objective = Objective(network.cost, network.gates, self._bits, settings.pruning)
+        target = settings.target.bops_ratio
+        self._strength = None if target is None else StrengthController(target, settings.schedule.ramp)
+        self._latest_ratio: Tensor | None = None
+        self.scheduler = DJPQScheduler(
+            settings.schedule, _length(data), before_step=self._before_step, on_freeze=self.freeze
+        )
+        self.groups = {name: PrunableGroup(network.analysis.groups[name], gate) for name, gate in network.gates.items()}
+        self._draw_noise()
+
+    def loss(self) -> Tensor:
+        """The compression term of equation (17), a scalar; zero once frozen.
+
+        Without a target: ``gamma * sum log(1 + alpha) + beta * sum BOPs``, annealed. With one: a strength, adapted in
+        every step, times log BOPs and the gates' penalty.
+        """
+        if self._frozen:
+            return torch.zeros((), device=self._device)
+        if self._strength is not None:
+            terms = self._objective.with_budget(self._strength.strength)
+        else:
+            gamma = self._settings.pruning.gamma or 0.0
+            beta = self._settings.quantization.beta or 0.0
+            annealing = self.scheduler.annealing
+            terms = self._objective.with_strengths(gamma * annealing, beta * annealing)
+        self._latest_ratio = terms.bops_ratio
+        return terms.loss
+
+    def statistics(self) -> NNCFStatistics:
+        """Costs with channels below the threshold counted as gone, and bit-widths as they are."""
+        return NNCFStatistics(
+            self._network.statistics(self._bits, None if self._frozen else self._settings.pruning.threshold)
+        )
+
+    def param_groups(self, lr: float, **options: Any) -> list[dict[str, Any]]:
+        """Parameter groups "weights", "gates" and "quantizers" for an optimizer.
+
+        Args:
+            lr: learning rate of the weights; the others have it times their multipliers.
+            options: further entries for every group, such as ``weight_decay``, which only the weights get.
+        """
+        inserted = self._network.inserted_parameters()
+        chosen = {id(parameter) for parameters in inserted.values() for parameter in parameters}
+        overall = self._settings.compression_lr_multiplier
+        rates = {
+            "gates": lr * overall * self._settings.pruning.lr_multiplier,
+            "quantizers": lr * overall * self._settings.quantization.lr_multiplier,
+        }
+        weights = [parameter for parameter in self.model.parameters() if id(parameter) not in chosen]
+        groups = [{"name": "weights", "params": weights, "lr": lr, **options}]
+        for name, parameters in inserted.items():
+            if parameters:
+                entry = {
+                    "name": name,
+                    "params": parameters,
+                    **options,
+                    "lr": rates[name],
+                    "weight_decay": 0.0,
+                }
+                groups.append(entry)
+        return groups
+
+    def freeze(self) -> None:
+        """Decide channels and integer bits, within the target; end the noise; re-estimate BatchNorm statistics.
+
+        The schedule calls it at ``schedule.freeze_epoch``. The epochs that follow fine-tune the weights.
+
+        Raises:
+            DataError: a gate or quantizer holds NaN, because the training diverged.
+        """
+        if self._frozen:
+            return
+        self._check_parameters()
+        network = self._network
+        decision = Decision(network.cost, network.analysis, network.gates, self._bits, self._settings)
+        keep, bits = decision.make()
+        for name, gate in network.gates.items():
+            channels = network.analysis.groups[name].channels
+            gate.close((~torch.from_numpy(keep[channels.start : channels.stop])).nonzero().flatten())
+            gate.freeze()
+        for quantizer, width in zip(self._bits.quantizers.values(), bits.tolist(), strict=True):
+            quantizer.fix_bits(int(width))
+        network.tighten_weight_ranges()
+        self._frozen = True
+        if self._data is not None:
+            samples = self._settings.initializer.num_bn_adaptation_samples
+            reestimate_batchnorm(self.model, self._data, samples)
+
+    def compression_stage(self) -> CompressionStage:
+        """Uncompressed before the first step, fully compressed once frozen."""
+        if self._frozen:
+            return CompressionStage.FULLY_COMPRESSED
+        if self.scheduler.global_step == 0:
+            return CompressionStage.UNCOMPRESSED
+        return CompressionStage.PARTIALLY_COMPRESSED
+
+    def get_compression_state(self) -> dict[str, Any]:
+        """Plain data; with ``model.state_dict()`` and the optimizer's it continues a run."""
+        return {
+            "algorithm": "djpq",
+            "version": STATE_VERSION,
+            "frozen": self._frozen,
+            "seed": self._seed,
+            "scheduler": self.scheduler.get_state(),
+            "strength": None if self._strength is None else self._strength.get_state(),
+            "latest_ratio": None if self._latest_ratio is None else float(self._latest_ratio),
+            "groups": {name: group.size for name, group in self.groups.items()},
+            "quantizers": list(self._bits.quantizers),
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from :meth:`get_compression_state`; load the model's ``state_dict`` besides.
+
+        Raises:
+            CheckpointError: the state belongs to another network, algorithm or version.
+        """
+        self._check_state(state)
+        self._frozen = bool(state["frozen"])
+        self._seed = int(state["seed"])
+        self.scheduler.load_state(state["scheduler"])
+        if self._strength is not None and state["strength"] is not None:
+            self._strength.load_state(state["strength"])
+        ratio = state["latest_ratio"]
+        self._latest_ratio = None if ratio is None else torch.tensor(ratio)
+        self._draw_noise()
+
+    def distributed(self) -> None:
+        """Nothing to prepare: the gates' noise depends on the seed and the step, so all processes draw the same."""
+
+    def strip(self) -> GraphModule:
+        """The compressed network by itself: channels gone, weights on their grid, no gates. In eval mode.
+
+        A run that ended before its freeze is frozen first.
+        """
+        if not self._frozen:
+            warnings.warn(
+                "The model is stripped before schedule.freeze_epoch, so it is frozen now, without the fine-tuning that "
+                "should follow.",
+                stacklevel=2,
+            )
+            self.freeze()
+        keep = kept_channels(self._network.analysis, self._network.gates)
+        return remove(self.model, self._network.analysis, keep)
+
+    def export_model(self, path: str | PathLike[str]) -> None:
+        """Strip, and write OpenVINO IR (``.xml``) or ONNX (``.onnx``).
+
+        Raises:
+            ExportError: the file cannot be written, or its suffix is neither.
+        """
+        export_model(self.strip().cpu(), Path(path))
+
+    @property
+    def _device(self) -> torch.device:
+        return next((p.device for p in self.model.parameters()), torch.device("cpu"))
+
+    def _before_step(self) -> None:
+        for quantizer in self._bits.quantizers.values():
+            quantizer.project_()
+        if self._frozen:
+            return
+        if self._strength is not None and self._latest_ratio is not None:
+            self._strength.update(float(self._latest_ratio), self.scheduler.progress, self.scheduler.joint_steps)
+        self._draw_noise()
+
+    def _draw_noise(self) -> None:
+        """Noise that depends on the seed and the step alone: the same in every process and after a resumption."""
+        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self.scheduler.global_step)
+        for gate in self._network.gates.values():
+            gate.sample_(generator)
+
+    def _check_parameters(self) -> None:
+        for name, parameter in self.model.named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise DataError(
+                    f"Parameter '{name}' holds NaN or infinity: the training diverged. Lower the learning rate, or "
+                    '"compression_lr_multiplier" in the config, and resume from an earlier checkpoint.'
+                )
+
+    def _check_state(self, state: Mapping[str, Any]) -> None:
+        if state.get("algorithm") != "djpq" or state.get("version") != STATE_VERSION:
+            raise CheckpointError(
+                f"The compression state is of algorithm {state.get('algorithm')!r}, version {state.get('version')!r}; "
+                f"this is 'djpq', version {STATE_VERSION}. Use the library version that wrote it."
+            )
+        here = {name: group.size for name, group in self.groups.items()}
+        if state.get("groups") != here or state.get("quantizers") != list(self._bits.quantizers):
+            raise CheckpointError(
+                "The compression state belongs to another network or configuration: its channel groups or quantizers "
+                "differ. Create the model with the config that the state was saved with."
+            )
+
+
+def _length(data: Iterable[Any] | None) -> int | None:
+    try:
+        return len(data) or None  # type: ignore[arg-type]
+    except TypeError:
+        return None

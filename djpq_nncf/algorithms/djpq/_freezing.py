@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The end of the joint phase: which channels stay, and how many bits each quantizer gets."""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from djpq_nncf.algorithms.djpq._bits import BitWidths
+from djpq_nncf.algorithms.djpq._budget import BitChoices, Floats, Integers, choose_bits
+from djpq_nncf.algorithms.djpq._settings import DJPQSettings
+from djpq_nncf.channels import ChannelAnalysis
+from djpq_nncf.cost import FLOAT_BITS, CostModel
+from djpq_nncf.nn import Gate
+
+TOLERANCE = 0.02
+"""The frozen network uses between 98 % and 100 % of the BOPs asked for."""
+
+_POWERS_OF_TWO = (2, 4, 8)
+
+
+def choices_of(bits: BitWidths, *, power_of_two: bool) -> BitChoices:
+    """What each quantizer may become."""
+    learned, admissible = [], []
+    for quantizer in bits.quantizers.values():
+        learned.append(float(quantizer.continuous_bits().detach()))
+        if quantizer.bits is not None:
+            admissible.append([quantizer.bits])
+        else:
+            span = range(quantizer.min_bits, quantizer.max_bits + 1)
+            admissible.append([b for b in span if b in _POWERS_OF_TWO] if power_of_two else list(span))
+    return BitChoices(np.array(learned), admissible, bits.weight_index.numpy(), bits.input_index.numpy())
+
+
+class Decision:
+    """Chooses channels and bits together.
+
+    Channels go first: those with alpha below the threshold (18). Then bits are rounded to fit the budget. Where they
+    cannot come close enough to it, the channels of least alpha go until they do: one channel is a small step.
+
+    Args:
+        cost: cost model of the network.
+        analysis: channel groups.
+        gates: by group name.
+        bits: quantizers of each layer.
+        settings: threshold, ``round_to``, target.
+    """
+
+    def __init__(
+        self,
+        cost: CostModel,
+        analysis: ChannelAnalysis,
+        gates: Mapping[str, Gate],
+        bits: BitWidths,
+        settings: DJPQSettings,
+    ) -> None:
+        self._cost = cost
+        self._analysis = analysis
+        self._gates = gates
+        self._settings = settings
+        self._choices = choices_of(bits, power_of_two=settings.quantization.power_of_two)
+        ratio = settings.target.bops_ratio
+        self._budget = np.inf if ratio is None else ratio * cost.baseline_bops
+        self._log_alpha = self._gather(lambda gate: gate.log_alpha())
+        self._closed_by_hand = ~self._gather(lambda gate: gate.open).astype(bool)
+
+    def make(self) -> tuple[np.ndarray, Integers]:
+        """[channels] which stay, and [quantizers] bit-widths."""
+        keep = self._above_threshold()
+        bits = choose_bits(self._choices, self._macs(keep), self._budget, tolerance=TOLERANCE)
+        used = self._bops(keep, bits)
+        if used > self._budget:
+            keep = self._close_until(keep, bits)
+            bits = choose_bits(self._choices, self._macs(keep), self._budget, tolerance=TOLERANCE)
+            used = self._bops(keep, bits)
+        if self._gates and np.isfinite(self._budget) and used < (1 - TOLERANCE) * self._budget:
+            keep, bits = self._fill(keep, bits)
+        return keep, bits
+
+    def _gather(self, read: Callable[[Gate], Tensor]) -> np.ndarray:
+        values = np.zeros(self._analysis.channel_count)
+        for name, gate in self._gates.items():
+            channels = self._analysis.groups[name].channels
+            with torch.no_grad():
+                values[channels.start : channels.stop] = read(gate).float().cpu().numpy()
+        return values
+
+    def _macs(self, keep: np.ndarray) -> Floats:
+        return np.array(self._cost.exact_macs(keep), dtype=np.float64)
+
+    def _bops(self, keep: np.ndarray, bits: Integers) -> float:
+        return self._choices.bops(self._macs(keep), bits)
+
+    def _above_threshold(self) -> np.ndarray:
+        threshold = np.log(self._settings.pruning.threshold)
+        return self._rounded((self._log_alpha >= threshold) & ~self._closed_by_hand)
+
+    def _rounded(self, keep: np.ndarray) -> np.ndarray:
+        """At least one channel of a group stays, and ``round_to`` is honoured by keeping more."""
+        keep = keep.copy()
+        multiple = self._settings.pruning.round_to
+        for group in self._analysis.groups.values():
+            own = slice(group.channels.start, group.channels.stop)
+            available = ~self._closed_by_hand[own]
+            count = max(1, int(keep[own].sum()))
+            count = min(-(-count // multiple) * multiple, int(available.sum()))
+            ranked = np.argsort(-np.where(available, self._log_alpha[own], -np.inf), kind="stable")
+            if count > keep[own].sum():
+                chosen = np.zeros(group.size, dtype=bool)
+                chosen[ranked[:count]] = True
+                keep[own] |= chosen
+        return keep
+
+    def _ordered(self, candidates: np.ndarray) -> np.ndarray:
+        """Channel ids among ``candidates``, least alpha first, the last open one of each group left out."""
+        spared = set()
+        for group in self._analysis.groups.values():
+            ids = np.arange(group.channels.start, group.channels.stop)
+            available = ids[~self._closed_by_hand[ids]]
+            spared.add(int(available[np.argmax(self._log_alpha[available])]))
+        ids = np.flatnonzero(candidates)
+        ids = ids[np.argsort(self._log_alpha[ids], kind="stable")]
+        return np.array([i for i in ids.tolist() if i not in spared], dtype=np.int64)
+
+    def _close_until(self, keep: np.ndarray, bits: Integers) -> np.ndarray:
+        """Close the fewest channels, least alpha first, that bring the cost within the budget."""
+        order = self._ordered(keep)
+
+        def closed(count: int) -> np.ndarray:
+            trial = keep.copy()
+            trial[order[:count]] = False
+            return self._rounded(trial)
+
+        low, high = 0, len(order)
+        while low < high:
+            middle = (low + high) // 2
+            if self._bops(closed(middle), bits) <= self._budget:
+                high = middle
+            else:
+                low = middle + 1
+        return closed(low)
+
+    def _fill(self, keep: np.ndarray, bits: Integers) -> tuple[np.ndarray, Integers]:
+        """Use what is left of the budget: raise one width a little too far and close channels, or reopen some."""
+        trials = []
+        for quantizer, allowed in enumerate(self._choices.admissible):
+            wider = [b for b in allowed if b > bits[quantizer]]
+            if wider:
+                trial = bits.copy()
+                trial[quantizer] = wider[0]
+                trials.append((self._close_until(keep, trial), trial))
+        if not trials:
+            trials.append((self._close_until(self._rounded(~self._closed_by_hand), bits), bits))
+
+        def merit(trial: tuple[np.ndarray, Integers]) -> tuple[bool, float]:
+            """Within the tolerance the one with most channels, else the one nearest to it."""
+            used = self._bops(*trial)
+            enough = used >= (1 - TOLERANCE) * self._budget
+            return enough, float(trial[0].sum()) if enough else used
+
+        within = [trial for trial in trials if self._bops(*trial) <= self._budget]
+        return max([(keep, bits), *within], key=merit)
+
+
+def least_bops(choices: BitChoices, cost: CostModel, *, prunable: bool) -> float:
+    """The smallest BOPs / baseline that bits alone can reach (0 where channels can go too)."""
+    if prunable:
+        return 0.0
+    macs = np.array([float(operator.macs) for operator in cost.operators])
+    least = np.array([allowed[0] for allowed in choices.admissible], dtype=np.int64)
+    return choices.bops(macs, least) / (cost.baseline_macs * FLOAT_BITS**2)

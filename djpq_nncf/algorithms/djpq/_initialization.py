@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Starting ranges of the quantizers, from the weights and from data."""
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from djpq_nncf.algorithms._data import iterate_inputs
+from djpq_nncf.algorithms._progress import track
+from djpq_nncf.algorithms.djpq._settings import InitializerSettings
+from djpq_nncf.errors import DataError
+from djpq_nncf.nn import ActivationQuantizer, WeightQuantizer, signed_levels, unsigned_levels
+
+_VALUES_PER_BATCH = 1 << 16
+_CANDIDATES = 64
+_SMALLEST_SHARE = 0.05
+
+
+def initialize_weight_ranges(
+    model: GraphModule, quantizers: Mapping[str, nn.Module], initial_bits: int, settings: InitializerSettings
+) -> None:
+    """Range of each weight quantizer from the weight itself."""
+    for name, quantizer in quantizers.items():
+        assert isinstance(quantizer, WeightQuantizer)
+        weight = model.get_parameter(name).detach()
+        bits = quantizer.bits or initial_bits
+        quantizer.initialize_(find_range([weight.flatten()], bits, True, settings), bits)
+
+
+@torch.no_grad()
+def initialize_activation_ranges(
+    model: GraphModule,
+    quantizers: Mapping[str, nn.Module],
+    initial_bits: int,
+    data: Iterable[Any],
+    settings: InitializerSettings,
+) -> None:
+    """Range of each activation quantizer from the values that reach it.
+
+    Raises:
+        DataError: the data is empty, holds NaN or infinity, or makes the model produce them.
+    """
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    values: dict[str, list[Tensor]] = {name: [] for name in quantizers}
+
+    def collect(name: str) -> Callable[[Tensor], object]:
+        return lambda x: values[name].append(_subsample(x))
+
+    training = model.training
+    model.eval()
+    with ExitStack() as stack:
+        for name, quantizer in quantizers.items():
+            assert isinstance(quantizer, ActivationQuantizer)
+            stack.enter_context(quantizer.observe(collect(name)))
+        with track("Initialising ranges", settings.num_init_samples) as advance:
+            for (args, kwargs), count in iterate_inputs(data, settings.num_init_samples, device):
+                model(*args, **kwargs)
+                advance(count)
+    model.train(training)
+    for name, quantizer in quantizers.items():
+        assert isinstance(quantizer, ActivationQuantizer)
+        bits = quantizer.bits or initial_bits
+        if not values[name]:
+            continue
+        if not all(torch.isfinite(batch).all() for batch in values[name]):
+            raise DataError(
+                f"The activation '{name}' becomes NaN or infinite on init_data. Check that the model is trained "
+                "and that the data is normalised as it was in its training."
+            )
+        quantizer.initialize_(find_range(values[name], bits, quantizer.signed, settings), bits)
+
+
+def find_range(values: list[Tensor], bits: int, signed: bool, settings: InitializerSettings) -> float:
+    """The largest value to represent: that of least squared error on a grid of ``bits`` bits, a percentile, or all."""
+    magnitude = torch.cat(values).abs().float()
+    largest = float(magnitude.max()) if magnitude.numel() else 0.0
+    if largest == 0:
+        return 1.0
+    if settings.range_type == "min_max":
+        return largest
+    if settings.range_type == "percentile":
+        rank = min(magnitude.numel(), max(1, round(settings.percentile / 100 * magnitude.numel())))
+        return float(magnitude.kthvalue(rank).values) or largest
+    if magnitude.numel() > _VALUES_PER_BATCH * 4:
+        magnitude = magnitude[:: -(-magnitude.numel() // (_VALUES_PER_BATCH * 4))]
+    levels = signed_levels(bits) if signed else unsigned_levels(bits)
+    best, least_error = largest, float("inf")
+    for share in torch.linspace(1.0, _SMALLEST_SHARE, _CANDIDATES).tolist():
+        step = share * largest / levels
+        error = float((magnitude - (magnitude / step).round().clamp(max=levels) * step).square().sum())
+        if error < least_error:
+            best, least_error = share * largest, error
+    return best
+
+
+def _subsample(x: Tensor) -> Tensor:
+    """Evenly spaced values of a batch, and its extremes, so that memory stays bounded."""
+    flat = x.detach().flatten().float()
+    if flat.numel() <= _VALUES_PER_BATCH:
+        return flat.clone()
+    stride = -(-flat.numel() // _VALUES_PER_BATCH)
+    return torch.cat([flat[::stride], flat.min()[None], flat.max()[None]])

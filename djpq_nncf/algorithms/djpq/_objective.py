@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The compression term of the loss: equation (17), with given strengths or with a strength that seeks a budget."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from djpq_nncf.algorithms.djpq._bits import BitWidths
+from djpq_nncf.algorithms.djpq._settings import PruningSettings
+from djpq_nncf.cost import CostModel
+from djpq_nncf.nn import Gate
+
+GATE_SHARE = 0.1
+"""Weight of the gates' penalty against log BOPs, where a target sets the strength.
+
+A gate's log alpha falls from about 6 to log(1e-3) = -7 on its way to be closed: with a tenth, closing a channel costs
+in penalty about what it saves in BOPs.
+"""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Parts of the compression loss, and the BOPs ratio they were computed at."""
+
+    loss: Tensor
+    bops_ratio: Tensor
+
+
+class Objective:
+    """Computes the loss from gates and quantizers.
+
+    Args:
+        cost: cost model of the network.
+        gates: by group name, in the order of the cost model's groups.
+        bits: the quantizers that serve each layer.
+        settings: threshold, temperature and weighting of the gates.
+    """
+
+    def __init__(self, cost: CostModel, gates: Mapping[str, Gate], bits: BitWidths, settings: PruningSettings) -> None:
+        self._cost = cost
+        self._gates = gates
+        self._bits = bits
+        self._settings = settings
+
+    def kept_shares(self) -> Tensor:
+        """[groups] soft share of channels kept, equation (19)."""
+        if not self._gates:
+            return torch.zeros(0)
+        threshold, temperature = self._settings.threshold, self._settings.temperature
+        return torch.stack([gate.keep_probability(threshold, temperature).mean() for gate in self._gates.values()])
+
+    def bops(self) -> Tensor:
+        """[layers] soft BOPs, equations (14) to (16)."""
+        weight_bits, activation_bits = self._bits.soft()
+        return self._cost.soft_bops(self.kept_shares().to(weight_bits.device), weight_bits, activation_bits)
+
+    def with_strengths(self, gamma: float, beta: float) -> Terms:
+        """``gamma * sum log(1 + alpha) + beta * sum BOPs``, as equations (13) and (17) have it."""
+        bops = self.bops().sum()
+        loss = beta * bops
+        if self._gates and gamma:
+            loss = loss + gamma * torch.stack([gate.penalty().sum() for gate in self._gates.values()]).sum()
+        return Terms(loss, (bops / self._cost.baseline_bops).detach())
+
+    def with_budget(self, strength: float) -> Terms:
+        """``strength * (log(BOPs / baseline) + GATE_SHARE * weighted sum of log(1 + alpha))``.
+
+        The logarithm makes the strength independent of the network's size. A gate's weight is the share of all BOPs
+        that its channel takes part in, so that channels go where that saves most.
+        """
+        bops = self.bops()
+        ratio = bops.sum() / self._cost.baseline_bops
+        loss = torch.log(ratio)
+        if self._gates:
+            weights = self._gate_weights(bops.detach())
+            penalties = torch.stack([gate.penalty().mean() for gate in self._gates.values()])
+            loss = loss + GATE_SHARE * (weights * penalties).sum()
+        return Terms(strength * loss, ratio.detach())
+
+    def _gate_weights(self, bops: Tensor) -> Tensor:
+        """[groups] share of the BOPs that a group takes part in; equal ones without ``cost_weighted``."""
+        if self._settings.cost_weighted:
+            return self._cost.group_shares(bops)
+        return torch.full((len(self._gates),), 1 / len(self._gates), device=bops.device)

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the training is, and how hard compression pulls there."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from djpq_nncf.algorithms._contract import CompressionScheduler
+from djpq_nncf.algorithms.djpq._settings import ScheduleSettings
+
+_FIRST_STRENGTH = 0.05
+_LOWEST_STRENGTH, _HIGHEST_STRENGTH = 1e-4, 1e3
+_PROPORTIONAL_GAIN = 4.0
+_INTEGRAL_GAIN = 60.0
+
+
+class StrengthController:
+    """Adapts the strength until the BOPs follow a falling set point (a PI controller on the logarithm of both).
+
+    The set point falls from where the network starts to the target, linearly in the logarithm, over a share ``ramp``
+    of the joint phase, and stays there.
+    """
+
+    def __init__(self, target: float, ramp: float) -> None:
+        self._target = target
+        self._ramp = ramp
+        self._start: float | None = None
+        self._integral = math.log(_FIRST_STRENGTH)
+        self.strength = _FIRST_STRENGTH
+
+    def update(self, bops_ratio: float, progress: float, steps: int) -> None:
+        """Learn the BOPs ratio now.
+
+        Args:
+            bops_ratio: soft BOPs / baseline.
+            progress: share of the joint phase that has passed.
+            steps: length of the joint phase.
+        """
+        if not math.isfinite(bops_ratio) or bops_ratio <= 0:
+            return
+        if self._start is None:
+            self._start = max(bops_ratio, self._target)
+        share = min(1.0, progress / self._ramp) if self._ramp > 0 else 1.0
+        set_point = math.log(self._start) + share * (math.log(self._target) - math.log(self._start))
+        error = math.log(bops_ratio) - set_point
+        bounds = math.log(_LOWEST_STRENGTH), math.log(_HIGHEST_STRENGTH)
+        self._integral = min(max(self._integral + _INTEGRAL_GAIN * error / steps, bounds[0]), bounds[1])
+        self.strength = math.exp(min(max(self._integral + _PROPORTIONAL_GAIN * error, bounds[0]), bounds[1]))
+
+    def get_state(self) -> dict[str, Any]:
+        """Plain data to continue from."""
+        return {"start": self._start, "integral": self._integral, "strength": self.strength}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from :meth:`get_state`."""
+        self._start, self._integral, self.strength = state["start"], state["integral"], state["strength"]
+
+
+class DJPQScheduler(CompressionScheduler):
+    """Counts epochs and steps; freezes when the joint phase is over.
+
+    Args:
+        settings: length of the training and of its joint phase.
+        steps_per_epoch: if known; else it is learned from the first epoch.
+        before_step: called in every step, before the forward pass.
+        on_freeze: called once, when the epoch of the freeze begins.
+    """
+
+    def __init__(
+        self,
+        settings: ScheduleSettings,
+        steps_per_epoch: int | None,
+        *,
+        before_step: Callable[[], None],
+        on_freeze: Callable[[], None],
+    ) -> None:
+        self._settings = settings
+        self._steps_per_epoch = settings.steps_per_epoch or steps_per_epoch
+        self._before_step = before_step
+        self._on_freeze = on_freeze
+        self.epoch = -1
+        self.global_step = 0
+        self._steps_this_epoch = 0
+
+    @property
+    def joint_steps(self) -> int:
+        """Steps of the joint phase, as far as known."""
+        per_epoch = self._steps_per_epoch or max(self._steps_this_epoch, 100)
+        return max(1, self._settings.freeze_epoch * per_epoch)
+
+    @property
+    def progress(self) -> float:
+        """Share of the joint phase that has passed, from 0 to 1."""
+        per_epoch = self._steps_per_epoch
+        inside = min(1.0, self._steps_this_epoch / per_epoch) if per_epoch else 0.0
+        return min(1.0, (max(self.epoch, 0) + inside) / self._settings.freeze_epoch)
+
+    @property
+    def annealing(self) -> float:
+        """Factor on gamma and beta (Algorithm 1 anneals them): 1 / n, 2 / n, ... 1 over the first epochs."""
+        ramp = max(1, round(self._settings.ramp * self._settings.freeze_epoch))
+        return min(1.0, (max(self.epoch, 0) + 1) / ramp)
+
+    def epoch_step(self) -> None:
+        if self.epoch >= 0 and self._steps_this_epoch and not self._settings.steps_per_epoch:
+            self._steps_per_epoch = self._steps_this_epoch
+        self.epoch += 1
+        self._steps_this_epoch = 0
+        if self.epoch >= self._settings.freeze_epoch:
+            self._on_freeze()
+
+    def step(self) -> None:
+        self.global_step += 1
+        self._steps_this_epoch += 1
+        self._before_step()
+
+    def get_state(self) -> dict[str, Any]:
+        """Plain data to continue from."""
+        return {
+            "epoch": self.epoch,
+            "global_step": self.global_step,
+            "steps_this_epoch": self._steps_this_epoch,
+            "steps_per_epoch": self._steps_per_epoch,
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from :meth:`get_state`."""
+        self.epoch, self.global_step = state["epoch"], state["global_step"]
+        self._steps_this_epoch, self._steps_per_epoch = state["steps_this_epoch"], state["steps_per_epoch"]

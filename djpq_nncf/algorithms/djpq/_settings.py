@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The validated settings of DJPQ. The schema holds the defaults and the meaning of each key."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from djpq_nncf.config import ScopeSettings
+
+
+@dataclass(frozen=True)
+class InitializerSettings:
+    """How much of ``init_data`` the initialisation uses, and how (``initializer``)."""
+
+    num_init_samples: int
+    range_type: Literal["mse", "min_max", "percentile"]
+    percentile: float
+    num_bn_adaptation_samples: int
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> "InitializerSettings":
+        """Build from the validated ``initializer`` object."""
+        ranges = settings["range"]
+        return cls(
+            num_init_samples=ranges["num_init_samples"],
+            range_type=ranges["type"],
+            percentile=ranges["params"]["percentile"],
+            num_bn_adaptation_samples=settings["batchnorm_adaptation"]["num_bn_adaptation_samples"],
+        )
+
+
+@dataclass(frozen=True)
+class PruningSettings:
+    """Gates (``pruning``); the scopes already contain those of the whole algorithm."""
+
+    enabled: bool
+    gamma: float | None
+    threshold: float
+    temperature: float
+    lr_multiplier: float
+    initial_log_variance: float
+    cost_weighted: bool
+    round_to: int
+    ignored_scopes: ScopeSettings
+    target_scopes: ScopeSettings | None
+
+
+@dataclass(frozen=True)
+class WeightSettings:
+    """Weight quantizers (``quantization.weights``)."""
+
+    bits: int | None
+    initial_bits: int
+    min_bits: int
+    max_bits: int
+    learn_exponent: bool
+
+
+@dataclass(frozen=True)
+class ActivationSettings:
+    """Activation quantizers (``quantization.activations``)."""
+
+    bits: int | None
+    initial_bits: int
+    min_bits: int
+    max_bits: int
+    input_bits: int
+
+
+@dataclass(frozen=True)
+class QuantizationSettings:
+    """Quantizers (``quantization``); the scopes already contain those of the whole algorithm."""
+
+    enabled: bool
+    beta: float | None
+    power_of_two: bool
+    lr_multiplier: float
+    ignored_scopes: ScopeSettings
+    target_scopes: ScopeSettings | None
+    weights: WeightSettings
+    activations: ActivationSettings
+
+
+@dataclass(frozen=True)
+class TargetSettings:
+    """What to reach (``target``); no ratio means that gamma and beta are used as they are."""
+
+    bops_ratio: float | None
+
+
+@dataclass(frozen=True)
+class ScheduleSettings:
+    """Phases of the fine-tuning (``schedule``)."""
+
+    epochs: int
+    freeze_epoch: int
+    steps_per_epoch: int | None
+    ramp: float
+
+
+@dataclass(frozen=True)
+class DJPQSettings:
+    """Everything that the configuration says about one run of DJPQ."""
+
+    pruning: PruningSettings
+    quantization: QuantizationSettings
+    target: TargetSettings
+    schedule: ScheduleSettings
+    initializer: InitializerSettings
+    compression_lr_multiplier: float
+
+    @classmethod
+    def from_dict(cls, validated: Mapping[str, Any]) -> "DJPQSettings":
+        """Build from an entry of :attr:`djpq_nncf.config.NNCFConfig.algorithms`."""
+        quantization = _with_scopes(validated["quantization"], validated)
+        return cls(
+            pruning=PruningSettings(**_with_scopes(validated["pruning"], validated)),
+            quantization=QuantizationSettings(
+                **{
+                    **quantization,
+                    "weights": WeightSettings(**quantization["weights"]),
+                    "activations": ActivationSettings(**quantization["activations"]),
+                }
+            ),
+            target=TargetSettings(**validated["target"]),
+            schedule=ScheduleSettings(**validated["schedule"]),
+            initializer=InitializerSettings.from_dict(validated["initializer"]),
+            compression_lr_multiplier=validated["compression_lr_multiplier"],
+        )
+
+
+def _with_scopes(half: Mapping[str, Any], algorithm: Mapping[str, Any]) -> dict[str, Any]:
+    """Join the scopes of one half with the algorithm's: ignored ones add up, own targets come first."""
+    target = algorithm["target_scopes"] if half["target_scopes"] is None else half["target_scopes"]
+    return {
+        **half,
+        "ignored_scopes": ScopeSettings.from_config(algorithm["ignored_scopes"])
+        | ScopeSettings.from_config(half["ignored_scopes"]),
+        "target_scopes": None if target is None else ScopeSettings.from_config(target),
+    }

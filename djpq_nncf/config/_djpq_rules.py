@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a JSON Schema cannot say about ``djpq``: values that depend on each other."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from djpq_nncf.config._problems import Path, Problem
+
+_JOINT_SHARE = 0.6
+_POWERS_OF_TWO = (2, 4, 8)
+
+
+def djpq_rules(settings: dict[str, Any], given: dict[str, Any]) -> Iterator[Problem]:
+    """Fill in the defaults that depend on other values, and yield the contradictions.
+
+    Args:
+        settings: The algorithm's object with every key, each of the right type; completed in place.
+        given: The same object as the user wrote it.
+    """
+    pruning, quantization = settings["pruning"], settings["quantization"]
+    if not pruning["enabled"] and not quantization["enabled"]:
+        yield Problem(
+            ("quantization", "enabled"),
+            "false, like pruning.enabled, so that nothing would be compressed; set one of the two to true",
+        )
+    for half in ("weights", "activations"):
+        yield from _bit_problems(quantization[half], quantization["power_of_two"], ("quantization", half))
+    yield from _target_problems(settings, given)
+    yield from _schedule_problems(settings["schedule"])
+
+
+def _bit_problems(settings: dict[str, Any], power_of_two: bool, path: Path) -> Iterator[Problem]:
+    fixed, low, start, high = (settings[key] for key in ("bits", "min_bits", "initial_bits", "max_bits"))
+    if fixed is not None:
+        if power_of_two and fixed not in _POWERS_OF_TWO:
+            yield Problem(
+                (*path, "bits"),
+                f"{fixed} is not allowed while power_of_two is true; give 2, 4 or 8, "
+                "or set power_of_two to false",
+            )
+        return
+    if low > high:
+        yield Problem(
+            (*path, "min_bits"), f"{low} is greater than max_bits, {high}; lower it or raise max_bits"
+        )
+    elif not low <= start <= high:
+        yield Problem(
+            (*path, "initial_bits"),
+            f"{start} lies outside min_bits to max_bits; give an integer from {low} to {high}",
+        )
+    elif power_of_two and not any(low <= bits <= high for bits in _POWERS_OF_TWO):
+        yield Problem(
+            (*path, "min_bits"),
+            f"no power of two lies between {low} and max_bits, {high}; widen the two so that 2, 4 or 8 fits, "
+            "or set power_of_two to false",
+        )
+
+
+def _target_problems(settings: dict[str, Any], given: dict[str, Any]) -> Iterator[Problem]:
+    """Equation (17) needs strengths: given as gamma and beta, or adapted until the target is met."""
+    target = settings["target"]
+    target_given = given.get("target", {}).get("bops_ratio") is not None
+    strengths = [
+        (half, symbol)
+        for half, symbol in (("pruning", "gamma"), ("quantization", "beta"))
+        if settings[half][symbol] is not None
+    ]
+    learns = _learns_something(settings)
+    if target_given:
+        for half, symbol in strengths:
+            yield Problem(
+                (half, symbol),
+                f"{settings[half][symbol]} and target.bops_ratio {target['bops_ratio']} exclude each other, "
+                f"since the target sets the strength; remove {half}.{symbol} to reach the target, "
+                "or target.bops_ratio to keep the strength",
+            )
+        if not learns:
+            yield Problem(
+                ("target", "bops_ratio"),
+                f"{target['bops_ratio']} cannot be steered to, since pruning is off and all bit-widths "
+                "are fixed; remove it, enable pruning, or set bits of weights or activations to null",
+            )
+        return
+    if not learns or any(settings[half]["enabled"] for half, _ in strengths):
+        target["bops_ratio"] = None
+    elif target["bops_ratio"] is None:
+        yield Problem(
+            ("target", "bops_ratio"),
+            "null, while gamma and beta are null as well, so nothing would drive the compression; "
+            "give a number greater than 0 and at most 1, or remove the key to get the default",
+        )
+
+
+def _learns_something(settings: dict[str, Any]) -> bool:
+    quantization = settings["quantization"]
+    learned_bits = any(quantization[half]["bits"] is None for half in ("weights", "activations"))
+    return bool(settings["pruning"]["enabled"] or (quantization["enabled"] and learned_bits))
+
+
+def _schedule_problems(schedule: dict[str, Any]) -> Iterator[Problem]:
+    epochs, freeze_epoch = schedule["epochs"], schedule["freeze_epoch"]
+    if freeze_epoch is None:
+        schedule["freeze_epoch"] = max(1, round(_JOINT_SHARE * epochs))
+    elif freeze_epoch >= epochs:
+        yield Problem(
+            ("schedule", "freeze_epoch"),
+            f"{freeze_epoch} is not below schedule.epochs, {epochs}; give an integer below {epochs}, or null",
+        )

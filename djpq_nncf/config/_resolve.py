@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From plain JSON values to a complete configuration, or to the list of everything that is wrong."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from djpq_nncf.config._defaults import with_defaults, without
+from djpq_nncf.config._describe import describe
+from djpq_nncf.config._problems import Path, Problem, show_value, unknown_name
+from djpq_nncf.config._schemas import (
+    algorithm_rules,
+    algorithm_schema,
+    algorithms_with_schema,
+    top_level_schema,
+)
+from djpq_nncf.config._validation import schema_problems
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A configuration with every default filled in and lists where a single object may stand."""
+
+    settings: dict[str, Any]
+    problems: tuple[Problem, ...]
+
+
+def resolve(document: Any) -> Resolved:
+    """Check ``document`` against all schemas and rules, and fill in the defaults."""
+    problems = schema_problems(document, top_level_schema())
+    if not isinstance(document, dict):
+        return Resolved({}, tuple(problems))
+    algorithms, algorithm_problems = _resolve_algorithms(document.get("compression"))
+    problems += algorithm_problems
+    valid = without(document, (problem.path for problem in problems))
+    if isinstance(valid.get("input_info"), dict):
+        valid["input_info"] = [valid["input_info"]]
+    settings = {**with_defaults(valid, top_level_schema()), "compression": algorithms}
+    return Resolved(settings, tuple(problems))
+
+
+def _resolve_algorithms(compression: Any) -> tuple[list[dict[str, Any]], list[Problem]]:
+    settings: list[dict[str, Any]] = []
+    problems: list[Problem] = []
+    seen: set[str] = set()
+    for path, given in _algorithm_objects(compression):
+        name = given.get("algorithm")
+        problem = _name_problem(name, seen)
+        if problem is not None:
+            problems.append(Problem((*path, "algorithm"), problem))
+            continue
+        seen.add(given["algorithm"])
+        complete, found = _resolve_algorithm(given["algorithm"], given, path)
+        settings.append(complete)
+        problems += found
+    return settings, problems
+
+
+def _algorithm_objects(compression: Any) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The entries that are objects; the top-level schema has complained about the others."""
+    if isinstance(compression, dict):
+        yield ("compression",), compression
+    elif isinstance(compression, list):
+        for index, entry in enumerate(compression):
+            if isinstance(entry, dict):
+                yield ("compression", index), entry
+
+
+def _name_problem(name: Any, seen: set[str]) -> str | None:
+    known = algorithms_with_schema()
+    if name is None:
+        return f"missing, and it has no default; give {describe({'enum': list(known)})}"
+    if not isinstance(name, str):
+        return f"{show_value(name)} is not allowed; give {describe({'enum': list(known)})}"
+    if name not in known:
+        return unknown_name("algorithm", name, known)
+    if name in seen:
+        return f"{show_value(name)} stands in the list twice; remove one of the two"
+    return None
+
+
+def _resolve_algorithm(name: str, given: dict[str, Any], at: Path) -> tuple[dict[str, Any], list[Problem]]:
+    schema, rules = algorithm_schema(name), algorithm_rules(name)
+    problems = schema_problems(given, schema, at)
+    # What is wrong is replaced by its default, so that the rules can look at the rest all the same.
+    valid = without(given, (problem.path[len(at) :] for problem in problems))
+    settings: dict[str, Any] = with_defaults(valid, schema)
+    if rules is not None:
+        problems += [problem.below(at) for problem in rules(settings, valid)]
+    return settings, problems
