@@ -24,7 +24,9 @@ class Removal:
     keep: np.ndarray
 
     def labels(self, node: Node) -> TensorLabels:
-        """Labels of a node's value before the removal."""
+        """Labels of a node's value before the removal; an inserted quantizer has those of its input."""
+        while node.name not in self.analysis.node_labels and node.op == "call_module" and node.args:
+            (node,) = node.all_input_nodes
         return self.analysis.node_labels.get(node.name, ())
 
     def kept(self, labels: Labels) -> Labels:

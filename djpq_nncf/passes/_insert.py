@@ -71,10 +71,12 @@ def insert(
 
     gate_nodes = _insert_gates(model, gates)
     _insert_on_weights(model, analysis, gate_nodes, weight_quantizers)
-    for quantizer, module in activation_quantizers.items():
-        _add(model, "activation_quantizers", quantizer, module)
+    paths = {
+        quantizer: _add(model, "activation_quantizers", quantizer, module)
+        for quantizer, module in activation_quantizers.items()
+    }
     for point in placement.activations:
-        _insert_on_activation(nodes, point)
+        _insert_on_activation(nodes, point, paths[point.quantizer])
 
     model.graph.eliminate_dead_code()
     model.graph.lint()
@@ -83,7 +85,10 @@ def insert(
 
 
 def _add(model: GraphModule, kind: str, name: str, module: nn.Module) -> str:
-    path = f"{CONTAINER}.{kind}.{module_name(name)}"
+    parent, own = f"{CONTAINER}.{kind}", module_name(name)
+    while hasattr(model.get_submodule(parent), own):  # "a.b" and "a_b" are two layers
+        own += "_"
+    path = f"{parent}.{own}"
     device = next((parameter.device for parameter in model.parameters()), None)
     model.add_submodule(path, module.to(device))
     return path
@@ -121,6 +126,7 @@ def _insert_on_weights(
             with graph.inserting_after(value):
                 value = graph.call_module(_add(model, "weight_quantizers", name, quantizers[name]), (value,))
         if value is not weight:
+            value.meta["val"] = weight.meta["val"]
             for user in users:
                 user.replace_input_with(weight, value)
 
@@ -139,11 +145,12 @@ def _gated_weight(analysis: ChannelAnalysis, name: str, dim: int) -> tuple[nn.Mo
     return GatedWeight(index, dim=dim), groups
 
 
-def _insert_on_activation(nodes: Mapping[str, Node], point: ActivationPoint) -> None:
+def _insert_on_activation(nodes: Mapping[str, Node], point: ActivationPoint, path: str) -> None:
     source = nodes[point.source]
     graph = source.graph
     with graph.inserting_after(source):
-        quantized = graph.call_module(f"{CONTAINER}.activation_quantizers.{module_name(point.quantizer)}", (source,))
+        quantized = graph.call_module(path, (source,))
+    quantized.meta["val"] = source.meta["val"]
     for user in list(source.users):
         if user is not quantized and (point.readers is None or user.name in point.readers):
             user.replace_input_with(source, quantized)

@@ -21,7 +21,7 @@ _TRANSPOSED = [aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.
 def convolution(node: Node, context: RuleContext) -> None:
     """Output channels are new ones, except where every one of them belongs to one input channel (depthwise)."""
     source, weight = argument(node, "input"), argument(node, "weight")
-    if not _plain(node, context, weight):
+    if not _plain(node, context, source, weight):
         return
     groups = argument(node, "groups")
     out_channels, in_per_group = shape_of(weight)[:2]
@@ -40,7 +40,7 @@ def convolution(node: Node, context: RuleContext) -> None:
 def transposed_convolution(node: Node, context: RuleContext) -> None:
     """As a convolution, with the weight's first two dimensions exchanged."""
     source, weight = argument(node, "input"), argument(node, "weight")
-    if not _plain(node, context, weight):
+    if not _plain(node, context, source, weight):
         return
     if argument(node, "groups") != 1:
         context.freeze_inputs(node, where(node, "is a grouped transposed convolution"))
@@ -55,18 +55,26 @@ def transposed_convolution(node: Node, context: RuleContext) -> None:
 @register_rewrite(*_FORWARD)
 def shrink_groups(node: Node, removal: Removal) -> None:
     """A depthwise convolution has one group per remaining input channel."""
-    weight, groups = argument(node, "weight"), argument(node, "groups")
+    groups = argument(node, "groups")
+    weight = argument(node, "weight")
+    while weight.op == "call_module":  # a quantizer
+        weight = weight.args[0]
     outgoing = removal.parameter_labels(weight.target)[:1]
     if groups > 1 and shape_of(weight)[1] == 1 and outgoing and outgoing[0] is not None:
         multiplier = len(outgoing[0]) // groups
         set_argument(node, "groups", len(removal.kept(outgoing[0])) // multiplier)
 
 
-def _plain(node: Node, context: RuleContext, weight: Node) -> bool:
-    if weight.op == "get_attr":
-        return True
-    context.freeze_inputs(node, where(node, "has a computed weight"))
-    return False
+def _plain(node: Node, context: RuleContext, source: Node, weight: Node) -> bool:
+    if weight.op != "get_attr":
+        context.freeze_inputs(node, where(node, "has a computed weight"))
+        return False
+    labels = context.labels(source)
+    channel_dim = len(labels) - len(shape_of(weight)) + 1
+    for dim, ids in enumerate(labels):
+        if ids is not None and dim != channel_dim:
+            context.channels.freeze(ids, where(node, "takes it for positions or samples"))
+    return True
 
 
 def _tie_across(context: RuleContext, ids: Labels, groups: int) -> Labels:

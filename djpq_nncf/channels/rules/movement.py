@@ -22,7 +22,7 @@ _SPLITS = [aten.chunk.default, aten.split.Tensor, aten.split_with_sizes.default]
 @register_channel_rule(
     *_VIEWS, *_SPLITS, aten.flatten.using_ints, aten.unflatten.int, aten.permute.default, aten.transpose.int,
     aten.squeeze.dim, aten.squeeze.dims, aten.squeeze.default, aten.unsqueeze.default, aten.expand.default,
-    aten.slice.Tensor, aten.select.int, aten.t.default, aten.unbind.int, aten.constant_pad_nd.default, aten.pad.default,
+    aten.select.int, aten.t.default, aten.unbind.int, aten.constant_pad_nd.default, aten.pad.default,
     aten.repeat.default, aten.movedim.int,
 )  # fmt: skip
 def movement(node: Node, context: RuleContext) -> None:
@@ -37,6 +37,16 @@ def movement(node: Node, context: RuleContext) -> None:
         return target(index, *rest, **named)
 
     context.follow(node, source, move)
+
+
+@register_channel_rule(aten.slice.Tensor)
+def slicing(node: Node, context: RuleContext) -> None:
+    """A stretch of channels may shrink, every n-th channel may not."""
+    source, dim = argument(node, "self"), argument(node, "dim")
+    ids = context.labels(source)[dim]
+    if ids is not None and argument(node, "step") != 1:
+        context.channels.freeze(ids, where(node, "selects every n-th channel"))
+    movement(node, context)
 
 
 @register_channel_rule(operator.getitem)
@@ -116,10 +126,33 @@ def resize_slice(node: Node, removal: Removal) -> None:
     ids = removal.labels(source)[dim] if removal.labels(source) else None
     if ids is None or (ids == FIXED).all():
         return
-    start, end, step = (argument(node, name) for name in ("start", "end", "step"))
-    if step != 1:
-        raise NotImplementedError(f"slice with step {step} over channels at {node.name}")
-    begin, stop, _ = slice(start, end).indices(len(ids))
+    begin, stop, _ = slice(argument(node, "start"), argument(node, "end")).indices(len(ids))
     kept = removal.kept(ids)
     node.args = (source, dim, int((kept < begin).sum()), int((kept < stop).sum()))
+    node.kwargs = {}
+
+
+@register_rewrite(aten.unflatten.int)
+def resize_unflatten(node: Node, removal: Removal) -> None:
+    """Sizes of the new dimensions follow the channels."""
+    labels, dim, sizes = removal.labels(node), argument(node, "dim"), list(argument(node, "sizes"))
+    first = dim if dim >= 0 else dim + len(labels) - len(sizes) + 1
+    for offset, ids in enumerate(labels[first : first + len(sizes)]):
+        if ids is not None and sizes[offset] != -1:
+            sizes[offset] = len(removal.kept(ids))
+    set_argument(node, "sizes", sizes)
+
+
+@register_rewrite(aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims)
+def squeeze_as_before(node: Node, removal: Removal) -> None:
+    """A dimension of which one channel remains is not squeezed for that."""
+    source = node.args[0]
+    assert isinstance(source, Node)
+    shape, labels = shape_of(source), removal.labels(source)
+    if all(ids is None or len(removal.kept(ids)) > 1 for ids in labels):
+        return
+    asked = node.args[1] if len(node.args) > 1 else range(len(shape))
+    dims = [asked] if isinstance(asked, int) else [int(dim) for dim in asked]  # type: ignore[union-attr,arg-type]
+    node.target = aten.squeeze.dims
+    node.args = (source, [dim for dim in dims if shape[dim] == 1])
     node.kwargs = {}

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: install demo test lint types docs clean
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/djpq-nncf demo
+
+# Two workers of one thread each: tests are small, and threads of the workers would fight over the cores.
+test: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(INSTALLED)
+	$(BIN)/mypy
+
+docs: $(INSTALLED)
+	$(BIN)/python -m djpq_nncf.config docs/configuration.md
+
+clean:
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache runs
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

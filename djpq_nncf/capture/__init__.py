@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: Apache-2.0
+"""nn.Module -> trainable ``torch.fx.GraphModule`` with the original parameter names."""
+
+from djpq_nncf.capture._capture import capture, is_captured
+from djpq_nncf.capture._functional import to_functional
+from djpq_nncf.capture._inputs import InputSpec
+from djpq_nncf.capture._names import layer_name
+from djpq_nncf.capture._shapes import propagate_shapes
+
+__all__ = [
+    "InputSpec",
+    "capture",
+    "is_captured",
+    "layer_name",
+    "propagate_shapes",
+    "to_functional",
+]

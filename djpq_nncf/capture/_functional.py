@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The form of a captured graph that other tools read: operators only."""
+
+import copy
+
+import torch
+from torch import fx
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+
+from djpq_nncf.capture._shapes import propagate_shapes
+from djpq_nncf.capture._state import CAPTURED_KEY
+
+
+def to_functional(gm: fx.GraphModule) -> fx.GraphModule:
+    """A copy for inference: BatchNorm modules become ``aten.batch_norm.default`` calls, dropout is gone.
+
+    Node names stay; the parameters of BatchNorm become ``get_attr`` nodes. Other modules are left alone.
+    """
+    result = copy.deepcopy(gm).eval()
+    result.meta.pop(CAPTURED_KEY, None)
+    modules = dict(result.named_modules(remove_duplicate=False))
+    for node in list(result.graph.nodes):
+        module = modules.get(node.target) if node.op == "call_module" else None
+        if isinstance(module, _BatchNorm):
+            _expand_batch_norm(result.graph, node, module)
+        elif isinstance(module, _DropoutNd):
+            node.replace_all_uses_with(node.args[0])
+            result.graph.erase_node(node)
+    result.graph.lint()
+    result.recompile()
+    propagate_shapes(result)
+    return result
+
+
+def _expand_batch_norm(graph: fx.Graph, node: fx.Node, module: _BatchNorm) -> None:
+    present = {n.target: n for n in graph.find_nodes(op="get_attr")}
+    first = next(n for n in graph.nodes if n.op != "placeholder")
+    args: list[fx.Node | None] = []
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        target = f"{node.target}.{name}"
+        if getattr(module, name) is None:
+            args.append(None)
+            continue
+        if target not in present:
+            with graph.inserting_before(first):
+                present[target] = graph.get_attr(target)
+        args.append(present[target])
+    momentum = 0.0 if module.momentum is None else module.momentum
+    # Without running statistics BatchNorm uses those of the batch in eval mode too.
+    use_batch_statistics = module.running_mean is None
+    node.args = (node.args[0], *args, use_batch_statistics, momentum, module.eps, False)
+    node.op = "call_function"
+    node.target = torch.ops.aten.batch_norm.default

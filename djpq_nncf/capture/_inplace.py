@@ -1,0 +1,300 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rewrites in-place operators as out-of-place ones.
+
+torch.export keeps ``x.add_(y)`` and writes through views (``x[:, :2] += 1``) as they are. Here every tensor
+has a current value: a mutation of a view is scattered into the tensor it looks at, and views that are read
+after a mutation are taken again. PyTorch's own functionalisation does the same, but lowers BatchNorm and
+dropout.
+"""
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from djpq_nncf.capture._inputs import InputSpec
+from djpq_nncf.capture._names import module_label
+from djpq_nncf.capture._shapes import FakeInterpreter, run_fake
+from djpq_nncf.errors import CaptureError
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class _Lost:
+    """The value of a tensor that was mutated through a view which has no inverse."""
+
+    mutation: fx.Node
+    view: fx.Node
+
+
+def remove_inplace(gm: fx.GraphModule, specs: tuple[InputSpec, ...]) -> None:
+    """Make every operator of the graph out-of-place.
+
+    Raises:
+        CaptureError: the model writes into its own state, or through a view that cannot be inverted.
+    """
+    if not any(_is_mutation(node) for node in gm.graph.nodes):
+        return
+    _Rewriter(gm, run_fake(gm, specs)).run()
+
+
+class _Rewriter:
+    """One walk over the graph that replaces each read by the value current at that point.
+
+    All dictionaries are keyed by nodes of the graph as it was; ``_current`` has what stands for them now.
+    """
+
+    def __init__(self, gm: fx.GraphModule, interpreter: FakeInterpreter) -> None:
+        self._graph = gm.graph
+        self._mode = interpreter.mode
+        self._values: dict[fx.Node, Any] = dict(interpreter.env)
+        self._storage = {node: _storage_of(value) for node, value in self._values.items()}
+        self._version: dict[int, int] = {}
+        self._seen: dict[fx.Node, int] = {}
+        self._current: dict[fx.Node, fx.Node | _Lost] = {}
+        self._view_of: dict[fx.Node, fx.Node] = {}
+        self._original_args: dict[fx.Node, tuple[Any, Any]] = {}
+        self._result_of: dict[fx.Node, fx.Node] = {}
+
+    def run(self) -> None:
+        for node in list(self._graph.nodes):
+            args, kwargs = node.args, node.kwargs
+            with self._graph.inserting_before(node):
+                node.args = fx.map_arg(args, self._read)
+                node.kwargs = fx.map_arg(kwargs, self._read)
+            if _is_mutation(node):
+                self._mutate(node, args, kwargs)
+            elif node.op == "call_function":
+                self._define(node, args, kwargs)
+            else:
+                self._set(node, node)
+
+    def _define(self, node: fx.Node, args: Any, kwargs: Any) -> None:
+        storage = self._storage.get(node)
+        if storage is not None:
+            inputs = [self._canonical(n) for n in _nodes_in((args, kwargs))]
+            parent = next((n for n in inputs if self._storage.get(n) == storage), None)
+            is_item = node.target is operator.getitem
+            if parent is not None and not (is_item and parent not in self._view_of):
+                self._view_of[node] = parent
+                self._original_args[node] = (args, kwargs)
+        self._set(node, node)
+
+    def _read(self, node: fx.Node) -> fx.Node:
+        value = self._resolve(self._canonical(node))
+        if isinstance(value, _Lost):
+            raise CaptureError(
+                f"{module_label(value.mutation)} changes a tensor in place "
+                f"({_mutation_name(value.mutation)}) through a view ({value.view.target}) that cannot be "
+                "written back, and the tensor is used afterwards. Use the out-of-place operator there "
+                "(x = x + y, inplace=False), or clone() the view first."
+            )
+        return value
+
+    def _resolve(self, node: fx.Node) -> fx.Node | _Lost:
+        storage = self._storage.get(node)
+        if storage is None or storage not in self._version:
+            return node
+        if self._seen.get(node, 0) == self._version[storage]:
+            return self._current.get(node, node)
+        parent = self._view_of.get(node)
+        if parent is None:
+            # Two roots of one storage: the same tensor under two names.
+            return self._current.get(node, node)
+        if isinstance(base := self._resolve(parent), _Lost):
+            return base
+        args, kwargs = self._original_args[node]
+        target = node.target
+        assert callable(target)
+        renewed = self._graph.call_function(target, fx.map_arg(args, self._read), fx.map_arg(kwargs, self._read))
+        renewed.meta = dict(node.meta)
+        self._set(node, renewed)
+        return renewed
+
+    def _mutate(self, node: fx.Node, args: Any, kwargs: Any) -> None:
+        target = self._canonical(args[0])
+        self._refuse_state(node, target)
+        above = self._path_up(target)
+        with self._graph.inserting_before(node):
+            priors = {base: self._resolve(base) for _, base in above}
+        node.meta["mutation"] = str(node.target)
+        value = self._rewrite(node, args, kwargs)
+        self._result_of[node] = target
+        storage = self._storage[target]
+        assert storage is not None, "operators change tensors only"
+        self._version[storage] = self._version.get(storage, 0) + 1
+        self._set(target, value)
+        written: fx.Node | _Lost = value
+        for view, base in above:
+            prior = priors[base]
+            if isinstance(written, _Lost) or isinstance(prior, _Lost):
+                written = _Lost(node, view)
+            else:
+                written = self._write_back(node, view, base, prior, written)
+            self._set(base, written)
+
+    def _path_up(self, node: fx.Node) -> list[tuple[fx.Node, fx.Node]]:
+        """Pairs (view, tensor it looks at) from ``node`` to the tensor that owns the storage."""
+        path = []
+        while node in self._view_of:
+            base = self._view_of[node]
+            path.append((node, base))
+            node = base
+        return path
+
+    def _write_back(
+        self, mutation: fx.Node, view: fx.Node, base: fx.Node, prior: fx.Node, value: fx.Node
+    ) -> fx.Node | _Lost:
+        args, _ = self._original_args[view]
+        inverse = _INVERSES.get(getattr(view.target, "overloadpacket", None))
+        if inverse is None:
+            return _Lost(mutation, view)
+        same_shape = self._values[view].shape == self._values[base].shape
+        context = _View(self._graph, prior, value, tuple(args[1:]), same_shape)
+        with self._graph.inserting_after(_last(value, mutation)):
+            result = inverse(context)
+        if result is not value:
+            result.meta = {k: v for k, v in mutation.meta.items() if k != "mutation"}
+        return result
+
+    def _rewrite(self, node: fx.Node, args: Any, kwargs: Any) -> fx.Node:
+        """Make the operator out-of-place; returns what has the shape and dtype of the tensor it changed."""
+        old = self._values[args[0]]
+        if node.target is aten.copy_.default:
+            # aten.copy has no derivative.
+            new, value = self._values[args[1]], node.args[1]
+            node.target, node.args = aten.expand_as.default, (value, node.args[0])
+            assert isinstance(value, fx.Node)
+            value = value if new.shape == old.shape else node
+        else:
+            node.target = _out_of_place(node)
+            fake_args, fake_kwargs = fx.map_arg((args, kwargs), lambda n: self._values[n])
+            with self._mode, torch.no_grad():
+                new, value = node.target(*fake_args, **fake_kwargs), node
+        if new.dtype == old.dtype:
+            return value
+        # An out-of-place operator may promote what the in-place one keeps.
+        with self._graph.inserting_after(node):
+            cast = self._graph.call_function(aten.to.dtype, (value, old.dtype))
+        cast.meta = dict(node.meta)
+        return cast
+
+    def _refuse_state(self, node: fx.Node, target: fx.Node) -> None:
+        root = ([target] + [base for _, base in self._path_up(target)])[-1]
+        if root.op == "get_attr":
+            raise CaptureError(
+                f"{module_label(node)} changes the model's own tensor '{root.target}' in eval mode "
+                f"({node.target}), which a captured graph cannot do. Compute a new tensor instead, or update "
+                "it outside of forward()."
+            )
+
+    def _canonical(self, node: fx.Node) -> fx.Node:
+        return self._result_of.get(node, node)
+
+    def _set(self, node: fx.Node, value: fx.Node | _Lost) -> None:
+        storage = self._storage.get(node)
+        self._current[node] = value
+        if storage is not None:
+            self._seen[node] = self._version.get(storage, 0)
+
+
+@dataclass(frozen=True)
+class _View:
+    """What is needed to write ``value`` back into the tensor that was viewed."""
+
+    graph: fx.Graph
+    base: fx.Node
+    value: fx.Node
+    args: tuple[Any, ...]
+    same_shape: bool
+
+
+def _scatter(op: torch._ops.OpOverload) -> Callable[[_View], fx.Node]:
+    return lambda v: v.graph.call_function(op, (v.base, v.value, *v.args))
+
+
+def _same_order(v: _View) -> fx.Node:
+    """Views that keep the order of the elements: view, flatten, unsqueeze, ..."""
+    return v.value if v.same_shape else v.graph.call_function(aten.reshape_as.default, (v.value, v.base))
+
+
+def _undo_transpose(v: _View) -> fx.Node:
+    return v.graph.call_function(aten.transpose.int, (v.value, *v.args))
+
+
+def _undo_permute(v: _View) -> fx.Node:
+    rank = len(v.args[0])
+    dims = [dim % rank for dim in v.args[0]]
+    return v.graph.call_function(aten.permute.default, (v.value, [dims.index(i) for i in range(rank)]))
+
+
+_INVERSES: dict[Any, Callable[[_View], fx.Node]] = {
+    aten.slice: _scatter(aten.slice_scatter.default),
+    aten.select: _scatter(aten.select_scatter.default),
+    aten.diagonal: _scatter(aten.diagonal_scatter.default),
+    aten.transpose: _undo_transpose,
+    aten.swapaxes: _undo_transpose,
+    aten.t: lambda v: v.graph.call_function(aten.t.default, (v.value,)),
+    aten.permute: _undo_permute,
+    **dict.fromkeys(
+        (
+            aten.view,
+            aten.reshape,
+            aten.view_as,
+            aten.reshape_as,
+            aten.flatten,
+            aten.unflatten,
+            aten.squeeze,
+            aten.unsqueeze,
+            aten.alias,
+            aten.detach,
+            aten.contiguous,
+            aten.to,
+        ),
+        _same_order,
+    ),
+}
+
+
+def _is_mutation(node: fx.Node) -> bool:
+    target = node.target
+    return isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable
+
+
+def _mutation_name(node: fx.Node) -> str:
+    return str(node.meta.get("mutation", node.target))
+
+
+def _out_of_place(node: fx.Node) -> torch._ops.OpOverload:
+    """``aten.add_.Tensor`` -> ``aten.add.Tensor``."""
+    target = node.target
+    assert isinstance(target, torch._ops.OpOverload)
+    namespace, _, name = target._schema.name.partition("::")
+    packet = getattr(getattr(torch.ops, namespace), name.removesuffix("_"), None)
+    found = getattr(packet, target._overloadname, None) if name.endswith("_") else None
+    if found is None or found._schema.is_mutable:
+        raise CaptureError(
+            f"{module_label(node)} uses {target}, which changes a tensor in place and has no out-of-place "
+            "form. Use an out-of-place operator there."
+        )
+    return found
+
+
+def _storage_of(value: Any) -> int | None:
+    if isinstance(value, (list, tuple)):
+        return next((_storage_of(item) for item in value if isinstance(item, Tensor)), None)
+    return int(value.untyped_storage()._cdata) if isinstance(value, Tensor) else None
+
+
+def _nodes_in(arguments: Any) -> list[fx.Node]:
+    return [leaf for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, fx.Node)]
+
+
+def _last(first: fx.Node, second: fx.Node) -> fx.Node:
+    """The later one of two nodes."""
+    return second if first < second else first

@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command ``djpq-nncf``."""
+
+from djpq_nncf.cli._app import app, main
+
+__all__ = ["app", "main"]

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands. What takes long to import (torch, NNCF) is imported by the commands that need it."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from djpq_nncf.cli._errors import reports_errors
+
+app = typer.Typer(
+    name="djpq-nncf",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+@app.callback()
+def about() -> None:
+    """Prune channels and learn bit-widths of a PyTorch network in one training run.
+
+    The training itself is a few lines in your own script (see the README). These commands help before it:
+    [bold]validate[/] checks a config, [bold]inspect[/] shows what it would do to a network, and [bold]demo[/] runs
+    everything once on a small data set.
+    """
+
+
+@app.command(
+    epilog='The least a config can hold: [bold]{"compression": {"algorithm": "djpq"}}[/]. docs/configuration.md '
+    "lists every key."
+)
+@reports_errors
+def validate(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="JSON file; comments are allowed.")],
+) -> None:
+    """Check a config: says that it is valid, or lists every mistake and exits with code 1.
+
+    Example: [bold]djpq-nncf validate examples/configs/resnet18_djpq.json[/]
+    """
+    from djpq_nncf.config import NNCFConfig
+
+    parsed = NNCFConfig.from_json(config)
+    names = ", ".join(entry["algorithm"] for entry in parsed.algorithms)
+    typer.echo(f"{config} is valid (algorithm {names}).")
+
+
+@app.command()
+@reports_errors
+def inspect(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="[bold]package.module:factory[/], a function or class that returns the network when called without "
+            "arguments (the current folder is searched too), or [bold]torchvision:NAME[/].",
+        ),
+    ],
+    config: Annotated[
+        Path | None,
+        typer.Argument(metavar="[CONFIG]", help="JSON file; without it DJPQ with its defaults.", show_default=False),
+    ] = None,
+    input_shape: Annotated[
+        str | None,
+        typer.Option(
+            help="Shape of the input, batch first; needed where the config has no input_info, and used instead of it.",
+            metavar="N,C,H,W",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Show what a config does to a network, without data and without training.
+
+    Prints MACs and BOPs of each layer, the channel groups (what is pruned together), the quantizers, and the channels
+    that cannot be pruned with the reason.
+
+    Examples:
+
+    [bold]djpq-nncf inspect torchvision:resnet18 examples/configs/resnet18_djpq.json[/]
+
+    [bold]djpq-nncf inspect my_package.networks:make_network --input-shape 1,3,32,32[/]
+    """
+    from djpq_nncf.cli._inspect import inspect_model
+    from djpq_nncf.cli._model import load_model, parse_shape
+
+    shape = None if input_shape is None else parse_shape(input_shape)
+    typer.echo(inspect_model(load_model(model), model, config, shape))
+
+
+@app.command()
+@reports_errors
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the exported files.")] = Path("runs/demo"),
+    epochs: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            help="Length of each of the two trainings; by default what the demo's config says.",
+            show_default=False,
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of weights, order of samples, and noise.")] = 0,
+) -> None:
+    """Train a small residual network on handwritten digits, compress it, and measure it before and after.
+
+    Takes about a minute. Writes OpenVINO IR and ONNX files, runs both, and prints one table.
+
+    Example: [bold]djpq-nncf demo --out runs/demo --seed 1[/]
+    """
+    from djpq_nncf.cli._demo import demo_to_str
+    from djpq_nncf.demo import run_demo
+
+    typer.echo(demo_to_str(run_demo(out, epochs=epochs, seed=seed, say=typer.echo), out))

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a command does with errors and warnings: one message on stderr, no traceback."""
+
+import functools
+import warnings
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+import typer
+
+from djpq_nncf.errors import DjpqError
+
+_Parameters = ParamSpec("_Parameters")
+_Result = TypeVar("_Result")
+
+
+def reports_errors(command: Callable[_Parameters, _Result]) -> Callable[_Parameters, _Result]:
+    """Let a command print errors of its user and exit with code 1; other errors are bugs and stay as they are."""
+
+    @functools.wraps(command)
+    def run(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Result:
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            try:
+                return command(*args, **kwargs)
+            except DjpqError as error:
+                typer.echo(f"Error: {error}", err=True)
+                raise typer.Exit(1) from error
+
+    return run
+
+
+def _show_warning(message: Warning | str, *place: Any) -> None:
+    typer.echo(f"Warning: {message}", err=True)

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes a stripped model as ONNX with QuantizeLinear/DequantizeLinear nodes and integer weights."""
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+import torch
+from onnx.defs import OpSchema
+from onnxscript.values import Op, Opset
+from torch import fx
+
+from djpq_nncf.errors import ExportError
+from djpq_nncf.export import _onnx_quantize as quantize
+from djpq_nncf.export._files import complete_files
+from djpq_nncf.export._markers import NAMESPACE
+from djpq_nncf.export._program import NamedProgram, named_program
+
+OPSET = 21
+_PROTOBUF_LIMIT = 2**31 - 1
+
+
+def write_onnx(
+    model: fx.GraphModule,
+    path: Path,
+    *,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Writes ``path`` (.onnx), one file with everything in it."""
+    program = named_program(model, input_names, output_names, repeat=True)
+    converted = _convert(program)
+    quantize.rewrite(converted, program.layer_names)
+    converted.metadata_props.update({f"{NAMESPACE}.{key}": value for key, value in (metadata or {}).items()})
+    proto = ir.to_proto(converted)
+    if proto.ByteSize() > _PROTOBUF_LIMIT:
+        raise ExportError(
+            f"{path} would be {proto.ByteSize() / 2**30:.1f} GiB, but one ONNX file holds 2 GiB at most. "
+            "Export to .xml instead."
+        )
+    onnx.checker.check_model(proto)
+    with complete_files(path) as temporary:
+        temporary.write_bytes(proto.SerializeToString())
+
+
+def _convert(program: NamedProgram) -> ir.Model:
+    try:
+        with _quiet(), torch.no_grad():
+            exported = torch.onnx.export(
+                program.program,
+                dynamo=True,
+                custom_translation_table=_translations(),
+                opset_version=OPSET,
+                input_names=list(program.input_names),
+                output_names=list(program.output_names),
+                optimize=True,
+                verbose=False,
+            )
+    except Exception as error:  # the exporter's errors share no base class
+        raise ExportError(
+            f"torch.onnx.export cannot convert the model: {error}. Replace the operation it names, or export "
+            "to .xml."
+        ) from error
+    assert exported is not None
+    converted: ir.Model = exported.model
+    batch = {dim for port in converted.graph.inputs for dim in port.shape or () if not isinstance(dim, int)}
+    if len(batch) == 1:
+        _name_batch(converted.graph, batch.pop())
+    return converted
+
+
+def _name_batch(graph: ir.Graph, dimension: ir.SymbolicDim) -> None:
+    for port in (*graph.inputs, *graph.outputs):
+        if port.shape is not None:
+            port.shape = ir.Shape(["batch" if size == dimension else size for size in port.shape])
+
+
+def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
+    """For every marker operator the function that writes it as a node of our own domain."""
+    integer, real = OpSchema.AttrType.INT, OpSchema.AttrType.FLOAT
+    weight = _operator(quantize.QUANTIZE_WEIGHT, ("weight", "step"), {"bits": integer, "layer": integer})
+    attributes = {"step": real, "lowest": integer, "highest": integer}
+    activation = _operator(quantize.QUANTIZE_ACTIVATION, ("x",), attributes)
+    name = _operator(quantize.NAME_WEIGHT, ("weight",), {"layer": integer})
+
+    def quantize_weight(value: Any, step: Any, bits: int, layer: int) -> Any:
+        return weight(value, step, bits=bits, layer=layer)
+
+    def quantize_activation(value: Any, step: float, lowest: int, highest: int) -> Any:
+        return activation(value, step=step, lowest=lowest, highest=highest)
+
+    def name_weight(value: Any, layer: int) -> Any:
+        return name(value, layer=layer)
+
+    markers = torch.ops.djpq_nncf
+    return {
+        markers.quantize_weight.default: quantize_weight,
+        markers.quantize_activation.default: quantize_activation,
+        markers.name_weight.default: name_weight,
+    }
+
+
+def _operator(name: str, inputs: Sequence[str], attributes: Mapping[str, OpSchema.AttrType]) -> Op:
+    schema = OpSchema(
+        name,
+        NAMESPACE,
+        1,
+        inputs=[OpSchema.FormalParameter(parameter, "T") for parameter in inputs],
+        outputs=[OpSchema.FormalParameter("y", "T")],
+        type_constraints=[("T", ["tensor(float)"], "")],
+        attributes=[OpSchema.Attribute(key, kind, "", required=True) for key, kind in attributes.items()],
+    )
+    return Op(Opset(NAMESPACE, 1), name, schema)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the exporter's progress and advice off the user's terminal."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)

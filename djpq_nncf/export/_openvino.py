@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes a stripped model as OpenVINO IR with INT8 weights; low bits ride in INT8 containers."""
+
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+import openvino.opset13 as ops
+from numpy.typing import ArrayLike
+from openvino._offline_transformations import compress_quantize_weights_transformation
+from openvino.frontend.pytorch import ConversionExtension
+from torch import fx
+
+from djpq_nncf.errors import ExportError
+from djpq_nncf.export._files import complete_files
+from djpq_nncf.export._markers import NAMESPACE
+from djpq_nncf.export._program import NamedProgram, named_program
+
+_WEIGHT_CODES = (-127, 127)
+# the ranges for which the CPU plugin has INT8 kernels, whatever the bit-width inside them
+_SIGNED_CODES = (-128, 127)
+_UNSIGNED_CODES = (0, 255)
+_LAYER_TYPES = frozenset(
+    {"Convolution", "GroupConvolution", "ConvolutionBackpropData", "GroupConvolutionBackpropData", "MatMul"}
+)
+_LAYER = "weight of layer "
+
+
+def write_openvino(
+    model: fx.GraphModule,
+    path: Path,
+    *,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Writes ``path`` (.xml) with its .bin."""
+    program = named_program(model, input_names, output_names, repeat=False)
+    converted = _convert(program)
+    _name_layers(converted, program.layer_names)
+    compress_quantize_weights_transformation(converted)
+    for key, value in (metadata or {}).items():
+        converted.set_rt_info(value, [NAMESPACE, key])
+    with complete_files(path, companions=(".bin",)) as temporary:
+        # OpenVINO does not notice that the disk is full: ask for the room, then look at what arrived
+        ov.save_model(converted, temporary, compress_to_fp16=False)
+        _check_readable(temporary)
+
+
+def _convert(program: NamedProgram) -> ov.Model:
+    extensions = [
+        ConversionExtension(f"{NAMESPACE}.quantize_weight.default", _convert_weight),
+        ConversionExtension(f"{NAMESPACE}.quantize_activation.default", _convert_activation),
+        ConversionExtension(f"{NAMESPACE}.name_weight.default", _convert_name),
+    ]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = ov.convert_model(program.program, extension=extensions)
+    except Exception as error:  # the frontend's errors share no base class
+        raise ExportError(
+            f"OpenVINO cannot convert the model: {error}. Replace the operation it names, or export to .onnx."
+        ) from error
+    _name_ports("input", model.inputs, program.input_names)
+    _name_ports("output", model.outputs, program.output_names)
+    shapes = {
+        port: ov.PartialShape([-1 if size is None else size for size in shape])
+        for port, shape in zip(model.inputs, program.shapes, strict=True)
+    }
+    model.reshape(shapes)
+    return model
+
+
+def _name_ports(kind: str, ports: list[Any], names: Sequence[str]) -> None:
+    if len(ports) != len(names):
+        raise ExportError(
+            f"OpenVINO kept {len(ports)} of the {len(names)} {kind}s {list(names)}: an unused one has to go "
+            "from the model before export."
+        )
+    for port, name in zip(ports, names, strict=True):
+        port.get_tensor().set_names({name})
+        if kind == "input":
+            port.get_node().set_friendly_name(name)
+
+
+def _convert_weight(context: Any) -> list[Any]:
+    weight, step = context.get_input(0), context.get_input(1).get_node().data
+    if step.ndim:
+        step = step.reshape(-1, *(1,) * (len(weight.get_partial_shape()) - 1))
+    node = _fake_quantize(weight, step, _WEIGHT_CODES)
+    node.set_friendly_name(f"{_LAYER}{context.get_values_from_const_input(3)}")
+    return list(node.outputs())
+
+
+def _convert_activation(context: Any) -> list[Any]:
+    x = context.get_input(0)
+    step, lowest, highest = (context.get_values_from_const_input(index) for index in (1, 2, 3))
+    container = _SIGNED_CODES if lowest < 0 else _UNSIGNED_CODES
+    if (lowest, highest) != container:
+        x = ops.clamp(x, lowest * step, highest * step).output(0)
+    return list(_fake_quantize(x, step, container).outputs())
+
+
+def _convert_name(context: Any) -> list[Any]:
+    weight = context.get_input(0)
+    weight.get_node().set_friendly_name(f"{_LAYER}{context.get_values_from_const_input(1)}")
+    return [weight]
+
+
+def _fake_quantize(x: Any, step: ArrayLike, codes: tuple[int, int]) -> ov.Node:
+    lowest, highest = codes
+    low = np.asarray(lowest * np.asarray(step), dtype=np.float32)
+    high = np.asarray(highest * np.asarray(step), dtype=np.float32)
+    node: ov.Node = ops.fake_quantize(x, low, high, low, high, highest - lowest + 1)
+    return node
+
+
+def _name_layers(model: ov.Model, names: Sequence[str]) -> None:
+    """Gives every conv and linear the name its weight carries."""
+    for node in model.get_ops():
+        if node.get_type_name() not in _LAYER_TYPES:
+            continue
+        weight = node.input_value(1).get_node()
+        while not weight.get_friendly_name().startswith(_LAYER):
+            if weight.get_type_name() == "Constant" or not weight.inputs():
+                break
+            weight = weight.input_value(0).get_node()
+        else:
+            name = names[int(weight.get_friendly_name().removeprefix(_LAYER))]
+            weight.set_friendly_name(f"{name}.weight")
+            node.set_friendly_name(name)
+
+
+def _check_readable(path: Path) -> None:
+    try:
+        ov.Core().read_model(path)
+    except RuntimeError as error:
+        logging.getLogger(__name__).debug("what was written cannot be read back", exc_info=error)
+        raise OSError("the file that was written cannot be read back, the disk may be full") from error

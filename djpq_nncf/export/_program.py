@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A stripped model as a torch.export program with flat, named inputs and outputs and any batch size."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from djpq_nncf.errors import ExportError
+from djpq_nncf.export._fold import fold_batchnorm
+from djpq_nncf.export._markers import mark
+from djpq_nncf.export._requantize import repeat_quantizers
+
+
+@dataclass(frozen=True)
+class NamedProgram:
+    """``program`` takes and returns flat tuples; ``shapes`` has None for the batch dimension,
+    ``layer_names`` what the weight markers point to.
+    """
+
+    program: torch.export.ExportedProgram
+    input_names: tuple[str, ...]
+    output_names: tuple[str, ...]
+    shapes: tuple[tuple[int | None, ...], ...]
+    layer_names: tuple[str, ...]
+
+
+def named_program(
+    model: fx.GraphModule,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+    *,
+    repeat: bool,
+) -> NamedProgram:
+    """Folds BatchNorm, replaces quantizers by markers and runs torch.export with a dynamic batch.
+
+    Names default to the arguments of ``forward`` and to ``output`` or the keys of a returned mapping.
+    ``repeat``: put a quantizer directly before every layer whose input lies on a quantizer's grid.
+    """
+    flat = fold_batchnorm(model).cpu()
+    if repeat:
+        repeat_quantizers(flat)
+    layer_names = mark(flat)
+    examples = _example_inputs(flat)
+    inputs = tuple(input_names) if input_names is not None else input_names_of(model)
+    outputs = tuple(output_names) if output_names is not None else output_names_of(model)
+    _make_flat(flat)
+    _check_names("input", inputs, len(examples))
+    _check_names("output", outputs, len(_flat_outputs(flat)))
+
+    batch_size = examples[0].shape[0]
+    batch = torch.export.Dim("batch")
+    dynamic = tuple({0: batch} if x.dim() > 0 and x.shape[0] == batch_size else None for x in examples)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            program = torch.export.export(flat, examples, dynamic_shapes=dynamic, strict=False)
+    except Exception as error:  # torch.export raises anything from AssertionError to UserError
+        raise ExportError(
+            f"torch.export does not take the stripped model with a dynamic batch: {_first_line(error)}. "
+            "Check that no operation of the model fixes the batch size."
+        ) from error
+    shapes = tuple(
+        (None, *x.shape[1:]) if dims is not None else tuple(x.shape)
+        for x, dims in zip(examples, dynamic, strict=True)
+    )
+    return NamedProgram(program, inputs, outputs, shapes, layer_names)
+
+
+def input_names_of(model: fx.GraphModule) -> tuple[str, ...]:
+    """Names of the flattened inputs."""
+    placeholders = [node for node in model.graph.nodes if node.op == "placeholder"]
+    specified = model.meta.get("djpq_inputs")
+    if specified is not None and len(specified) == len(placeholders):
+        return tuple(spec.name for spec in specified)
+    return tuple(str(node.target) for node in placeholders)
+
+
+def output_names_of(model: fx.GraphModule) -> tuple[str, ...]:
+    """``output`` for a single tensor, the keys of a mapping, else ``output_0``, ``output_1``, ..."""
+    info = getattr(model.graph._codegen, "pytree_info", None)
+    spec = info.out_spec if info is not None else None
+    if spec is None:
+        (structure,) = next(node for node in model.graph.nodes if node.op == "output").args
+    else:
+        structure = pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
+    leaves, _ = pytree.tree_flatten_with_path(structure)
+    flat = _flat_outputs(model)
+    kept = [path for (path, _), value in zip(leaves, flat, strict=True) if value is not None]
+    if len(kept) == 1 and not any(hasattr(key, "key") or hasattr(key, "name") for key in kept[0]):
+        return ("output",)
+    return tuple("_".join(_key_text(key) for key in path) for path in kept)
+
+
+def _key_text(key: object) -> str:
+    for attribute in ("key", "name"):
+        if hasattr(key, attribute):
+            return str(getattr(key, attribute))
+    return f"output_{getattr(key, 'idx', key)}"
+
+
+def _flat_outputs(model: fx.GraphModule) -> list[object]:
+    (output,) = next(node for node in model.graph.nodes if node.op == "output").args
+    return pytree.tree_leaves(output, is_leaf=lambda leaf: leaf is None)
+
+
+def _make_flat(model: fx.GraphModule) -> None:
+    node = next(node for node in model.graph.nodes if node.op == "output")
+    node.args = (tuple(value for value in _flat_outputs(model) if value is not None),)
+    model.graph.set_codegen(fx.graph.CodeGen())
+    model.recompile()
+
+
+def _example_inputs(model: fx.GraphModule) -> tuple[Tensor, ...]:
+    specified = model.meta.get("djpq_inputs")
+    if specified is not None:
+        described = [(spec.shape, spec.dtype) for spec in specified]
+    else:
+        values = [node.meta.get("val") for node in model.graph.nodes if node.op == "placeholder"]
+        if any(not isinstance(value, Tensor) for value in values):
+            raise ExportError(
+                "The model does not say which input shapes it takes. Export what strip() returned, or a "
+                "model captured by djpq_nncf."
+            )
+        described = [(value.shape, value.dtype) for value in values if isinstance(value, Tensor)]
+    if not described:
+        raise ExportError("The model has no tensor input: there is nothing to export.")
+    return tuple(
+        torch.zeros([int(size) for size in shape], dtype=dtype) for shape, dtype in described
+    )
+
+
+def _check_names(kind: str, names: Sequence[str], count: int) -> None:
+    if len(names) != count:
+        raise ExportError(f"The model has {count} {kind}s, but {len(names)} {kind} names came: {list(names)}")
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ExportError(f"Each {kind} needs a name of its own; repeated: {repeated}. Pass {kind}_names.")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The two runtimes behind one face: run a saved file, and tell which kernels execute its layers."""
+
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from djpq_nncf.cost._recount import damaged
+from djpq_nncf.errors import ExportError
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What executes a layer."""
+
+    int8: bool
+    precision: str
+
+
+class Runtime(Protocol):
+    """A loaded file."""
+
+    name: str
+    input_names: tuple[str, ...]
+
+    def run(self, inputs: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+        """Outputs in the order of the file."""
+
+    def kernels(self) -> Mapping[str, Kernel]:
+        """The kernel of every conv, linear and matmul, by the name the file gives it."""
+
+
+def open_runtime(path: Path) -> Runtime:
+    """Loads ``path`` in the runtime its suffix stands for."""
+    runtimes: dict[str, type[OpenVinoRuntime] | type[OnnxRuntime]] = {".xml": OpenVinoRuntime, ".onnx": OnnxRuntime}
+    if path.suffix not in runtimes:
+        raise ExportError(f"Cannot verify {path}: expected a .xml (OpenVINO IR) or an .onnx file.")
+    for needed in (path, path.with_suffix(".bin")) if path.suffix == ".xml" else (path,):
+        if not needed.is_file():
+            raise ExportError(f"Cannot verify {path}: there is no file {needed}. Export the model first.")
+    return runtimes[path.suffix](path)
+
+
+class OpenVinoRuntime:
+    """OpenVINO's CPU plugin, with float layers in f32 (some CPUs default to bf16)."""
+
+    _LAYERS = frozenset({"Convolution", "Deconvolution", "FullyConnected", "MatMul"})
+
+    def __init__(self, path: Path) -> None:
+        import openvino as ov
+
+        try:
+            core = ov.Core()
+            # a file mapped into memory would turn its truncation into a crash
+            self._compiled = core.compile_model(
+                core.read_model(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32", "ENABLE_MMAP": False}
+            )
+        except RuntimeError as error:
+            raise damaged(path, error) from error
+        self.name = f"OpenVINO {ov.__version__.split('-')[0]}"
+        self.input_names = tuple(port.get_any_name() for port in self._compiled.inputs)
+
+    def run(self, inputs: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+        results = self._compiled(list(inputs))
+        return [np.array(results[port]) for port in self._compiled.outputs]
+
+    def kernels(self) -> dict[str, Kernel]:
+        found = {}
+        for node in self._compiled.get_runtime_model().get_ops():
+            info = {key: value.astype(str) for key, value in node.get_rt_info().items() if key != "fused_names_0"}
+            if info["layerType"] not in self._LAYERS:
+                continue
+            primitive = info["primitiveType"]
+            kernel = Kernel(primitive.lower().endswith("_i8"), f"{primitive}, {info['runtimePrecision']}")
+            for original in info["originalLayersNames"].split(","):
+                # the plugin's own passes append to the name of the layer they rewrite
+                for name in (original, original.rpartition("/")[0], original.removesuffix("_original")):
+                    found.setdefault(name, kernel)
+        return found
+
+
+class OnnxRuntime:
+    """ONNX Runtime's CPU provider."""
+
+    _INT8 = frozenset(
+        {
+            "ConvInteger",
+            "DynamicQuantizeMatMul",
+            "MatMulInteger",
+            "MatMulIntegerToFloat",
+            "QGemm",
+            "QLinearConv",
+            "QLinearMatMul",
+        }
+    )
+    _FLOAT = frozenset({"Conv", "ConvTranspose", "FusedConv", "FusedGemm", "FusedMatMul", "Gemm", "MatMul"})
+
+    def __init__(self, path: Path) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        with tempfile.TemporaryDirectory() as folder:
+            optimized = Path(folder) / "optimized.onnx"
+            options.optimized_model_filepath = str(optimized)
+            try:
+                self._session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
+            except Exception as error:  # the runtime's errors share no base class
+                raise damaged(path, error) from error
+            self._kernels = self._read_kernels(optimized)
+        self.name = f"ONNX Runtime {onnxruntime.__version__}"
+        self.input_names = tuple(port.name for port in self._session.get_inputs())
+
+    def run(self, inputs: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+        results: list[NDArray[Any]] = self._session.run(None, dict(zip(self.input_names, inputs, strict=True)))
+        return results
+
+    def kernels(self) -> dict[str, Kernel]:
+        return self._kernels
+
+    def _read_kernels(self, optimized: Path) -> dict[str, Kernel]:
+        import onnx
+
+        nodes = onnx.load(optimized, load_external_data=False).graph.node
+        return {
+            # the layout pass appends a token to the name of a node it rewrites
+            re.sub(r"_token_\d+$", "", node.name): Kernel(node.op_type in self._INT8, node.op_type)
+            for node in nodes
+            if node.op_type in self._INT8 | self._FLOAT
+        }

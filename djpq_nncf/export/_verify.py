@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loads what was saved, compares it with the PyTorch model and says what runs in INT8."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from djpq_nncf.cost._recount import recount
+from djpq_nncf.errors import DataError, ExportError
+from djpq_nncf.export._program import input_names_of
+from djpq_nncf.export._runtime import Runtime, open_runtime
+
+
+@dataclass(frozen=True)
+class LayerExecution:
+    """How the runtime executes one conv, linear or matmul; ``precision`` is the kernel's."""
+
+    name: str
+    operator: str
+    macs: int
+    int8: bool
+    precision: str
+
+
+@dataclass(frozen=True)
+class ExportVerification:
+    """What ``verify_export`` found.
+
+    Attributes:
+        path: the file.
+        runtime: name and version of what ran it.
+        samples: how many samples were compared.
+        max_abs_difference: largest difference of an output element from PyTorch's.
+        max_relative_difference: the largest difference divided by the range (max - min) of that output.
+        top1_agreement: share of samples with the same largest class, None without a 2-D output.
+        int8_mac_share: MACs of convs and linears executed in INT8 / all of them, 0 to 1.
+        layers: one entry per conv, linear and matmul.
+    """
+
+    path: str
+    runtime: str
+    samples: int
+    max_abs_difference: float
+    max_relative_difference: float
+    top1_agreement: float | None
+    int8_mac_share: float
+    layers: tuple[LayerExecution, ...]
+
+    def to_str(self) -> str:
+        """A few lines for the terminal, with every layer that does not run in INT8."""
+        lines = [
+            f"{self.path} in {self.runtime}, {self.samples} samples",
+            f"  largest difference from PyTorch  {self.max_abs_difference:.3g} "
+            f"({100 * self.max_relative_difference:.3g} % of the output's range)",
+        ]
+        if self.top1_agreement is not None:
+            lines.append(f"  same top-1 class                 {100 * self.top1_agreement:.2f} %")
+        lines.append(f"  MACs executed in INT8            {100 * self.int8_mac_share:.2f} %")
+        lines += [
+            f"  not in INT8: {layer.name} ({layer.operator}, {layer.precision}, {layer.macs} MACs)"
+            for layer in self.layers
+            if not layer.int8
+        ]
+        return "\n".join(lines)
+
+
+def verify_export(path: str | Path, model: nn.Module, data: Any) -> ExportVerification:
+    """Runs the exported file at ``path`` and compares it, sample by sample, with ``model`` in eval mode.
+
+    A quantized network rounds: where float arithmetic of two runtimes differs in the last bit, a value on
+    the border between two codes falls to either side. Such differences are part of the figures.
+
+    Args:
+        path: a ``.xml`` or ``.onnx`` file written by ``export_model``.
+        model: the stripped PyTorch model it was exported from.
+        data: a tensor, a tuple of inputs, a dict of inputs by name, or an iterable of batches (such as a
+            DataLoader) whose items are one of those or (input, target) pairs.
+
+    Raises:
+        ExportError: the file is missing, damaged, or does not fit the model.
+        DataError: there is no data, or it holds NaN or infinity.
+    """
+    path = Path(path)
+    runtime = open_runtime(path)
+    comparison = _Comparison()
+    names = input_names_of(model) if isinstance(model, torch.fx.GraphModule) else tuple(runtime.input_names)
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            for inputs in _batches(data, names):
+                comparison.add(_reference(model, inputs), _run(runtime, inputs, path))
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+    if not comparison.samples:
+        raise DataError("There is nothing to compare: data holds no batch. Pass a tensor or a DataLoader.")
+    layers = _layers(path, runtime)
+    total = sum(layer.macs for layer in layers)
+    return ExportVerification(
+        path=str(path),
+        runtime=runtime.name,
+        samples=comparison.samples,
+        max_abs_difference=comparison.max_abs,
+        max_relative_difference=comparison.max_relative,
+        top1_agreement=comparison.agreeing / comparison.classified if comparison.classified else None,
+        int8_mac_share=sum(layer.macs for layer in layers if layer.int8) / total if total else 0.0,
+        layers=layers,
+    )
+
+
+def _layers(path: Path, runtime: Runtime) -> tuple[LayerExecution, ...]:
+    kernels = runtime.kernels()
+    found = []
+    for layer in recount(path).layers:
+        kernel = kernels.get(layer.name)
+        precision = "unknown" if kernel is None else kernel.precision
+        found.append(
+            LayerExecution(layer.name, layer.operator, layer.macs, kernel is not None and kernel.int8, precision)
+        )
+    return tuple(found)
+
+
+class _Comparison:
+    """Differences, over batches."""
+
+    def __init__(self) -> None:
+        self.samples = self.agreeing = self.classified = 0
+        self.max_abs = 0.0
+        self._differences: dict[int, float] = {}
+        self._ranges: dict[int, tuple[float, float]] = {}
+
+    @property
+    def max_relative(self) -> float:
+        ratios = [0.0]
+        for index, difference in self._differences.items():
+            low, high = self._ranges[index]
+            ratios.append(difference / max(high - low, float(np.finfo(np.float32).tiny)))
+        return max(ratios)
+
+    def add(self, expected: list[NDArray[Any]], actual: list[NDArray[Any]]) -> None:
+        if [x.shape for x in expected] != [x.shape for x in actual]:
+            raise ExportError(
+                f"The file returns outputs of shapes {[x.shape for x in actual]}, the model "
+                f"{[x.shape for x in expected]}: they do not belong together. Export the model again."
+            )
+        self.samples += expected[0].shape[0] if expected and expected[0].ndim else 1
+        for index, (reference, result) in enumerate(zip(expected, actual, strict=True)):
+            if not reference.size:
+                continue
+            reference = reference.astype(np.float64)
+            difference = float(np.abs(reference - result).max())
+            self.max_abs = max(self.max_abs, difference)
+            self._differences[index] = max(self._differences.get(index, 0.0), difference)
+            low, high = self._ranges.get(index, (np.inf, -np.inf))
+            self._ranges[index] = (min(low, float(reference.min())), max(high, float(reference.max())))
+            if reference.ndim == 2 and index == 0:
+                self.classified += len(reference)
+                self.agreeing += int((reference.argmax(1) == result.argmax(1)).sum())
+
+
+def _reference(model: nn.Module, inputs: Mapping[str, Tensor]) -> list[NDArray[Any]]:
+    anchor = next(iter([*model.parameters(), *model.buffers()]), torch.zeros(()))
+    moved = {name: value.to(anchor.device) for name, value in inputs.items()}
+    return [leaf.cpu().numpy() for leaf in pytree.tree_leaves(_call(model, moved)) if isinstance(leaf, Tensor)]
+
+
+def _call(model: nn.Module, inputs: Mapping[str, Tensor]) -> Any:
+    info = getattr(model.graph._codegen, "pytree_info", None) if isinstance(model, torch.fx.GraphModule) else None
+    if info is None:
+        return model(*inputs.values())
+    args, kwargs = pytree.tree_unflatten(list(inputs.values()), info.in_spec)
+    return model(*args, **kwargs)
+
+
+def _run(runtime: Runtime, inputs: Mapping[str, Tensor], path: Path) -> list[NDArray[Any]]:
+    if len(inputs) != len(runtime.input_names):
+        raise ExportError(
+            f"{path} takes {list(runtime.input_names)}, the data holds {list(inputs)}. Export the model again, "
+            "or pass the data it was exported for."
+        )
+    return runtime.run([value.cpu().numpy() for value in inputs.values()])
+
+
+def _batches(data: Any, names: tuple[str, ...]) -> Iterator[dict[str, Tensor]]:
+    """Inputs by name, in the order of ``names``."""
+    batches: Iterable[Any] = [data] if isinstance(data, (Tensor, tuple, Mapping)) else data
+    if not isinstance(batches, Iterable):
+        raise DataError(f"Cannot take samples from {type(data).__name__}: pass a tensor or an iterable of batches.")
+    for number, batch in enumerate(batches):
+        inputs = _inputs(batch, names)
+        for name, value in inputs.items():
+            if value.is_floating_point() and not bool(value.isfinite().all()):
+                raise DataError(f"Batch {number}, input {name!r} holds NaN or infinity: clean the data first.")
+        yield inputs
+
+
+def _inputs(batch: Any, names: tuple[str, ...]) -> dict[str, Tensor]:
+    if isinstance(batch, Mapping):
+        missing = [name for name in names if name not in batch]
+        if missing:
+            raise DataError(f"The data lacks the inputs {missing}; it holds {list(batch)}.")
+        return {name: torch.as_tensor(batch[name]) for name in names}
+    values = [batch] if isinstance(batch, Tensor) else list(batch)
+    if len(values) == 2 and len(names) != 2:
+        # an (input, target) pair
+        return _inputs(values[0], names)
+    values = values[: len(names)]
+    if len(values) < len(names) or not all(isinstance(value, Tensor) for value in values):
+        raise DataError(
+            f"The model takes the inputs {list(names)}, a batch holds {[type(value).__name__ for value in values]}."
+        )
+    return dict(zip(names, values, strict=True))

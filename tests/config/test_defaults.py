@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What holds when the user says nothing, and that what the user says stays as it was written."""
+
+import copy
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from djpq_nncf.config import InputInfo, NNCFConfig
+
+MINIMAL = {"compression": {"algorithm": "djpq"}}
+
+
+def settings(**given: Any) -> dict[str, Any]:
+    return NNCFConfig.from_dict({"compression": {"algorithm": "djpq", **given}}).algorithms[0]
+
+
+def test_algorithm_alone_is_enough() -> None:
+    assert settings() == {
+        "algorithm": "djpq",
+        "target": {"bops_ratio": 0.02},
+        "schedule": {"epochs": 10, "freeze_epoch": 6, "steps_per_epoch": None, "ramp": 0.5},
+        "pruning": {
+            "enabled": True,
+            "gamma": None,
+            "threshold": 1e-3,
+            "temperature": 1.0,
+            "lr_multiplier": 10.0,
+            "initial_log_variance": -6.0,
+            "cost_weighted": True,
+            "round_to": 1,
+            "ignored_scopes": [],
+            "target_scopes": None,
+        },
+        "quantization": {
+            "enabled": True,
+            "beta": None,
+            "power_of_two": False,
+            "lr_multiplier": 1.0,
+            "ignored_scopes": [],
+            "target_scopes": None,
+            "weights": {
+                "bits": None,
+                "initial_bits": 6,
+                "min_bits": 2,
+                "max_bits": 8,
+                "learn_exponent": True,
+            },
+            "activations": {
+                "bits": None,
+                "initial_bits": 8,
+                "min_bits": 2,
+                "max_bits": 8,
+                "input_bits": 8,
+            },
+        },
+        "compression_lr_multiplier": 1.0,
+        "ignored_scopes": [],
+        "target_scopes": None,
+        "initializer": {
+            "range": {"num_init_samples": 256, "type": "mse", "params": {"percentile": 99.99}},
+            "batchnorm_adaptation": {"num_bn_adaptation_samples": 2048},
+        },
+    }
+
+
+def test_top_level_defaults() -> None:
+    config = NNCFConfig.from_dict(MINIMAL)
+    assert config == MINIMAL
+    assert (config.target_device, config.seed, config.log_dir) == ("ANY", 0, Path("runs"))
+    assert config.input_infos == ()
+    assert config.resolved()["model"] is None
+
+
+def test_given_values_stay() -> None:
+    given = settings(pruning={"round_to": 8}, quantization={"weights": {"bits": 4}})
+    assert given["pruning"]["round_to"] == 8
+    assert given["pruning"]["threshold"] == 1e-3
+    assert given["quantization"]["weights"]["bits"] == 4
+
+
+@pytest.mark.parametrize(
+    ("given", "ratio"),
+    [
+        ({"pruning": {"gamma": 1e-5}}, None),
+        ({"quantization": {"beta": 0}}, None),
+        ({"pruning": {"gamma": None}, "quantization": {"beta": None}}, 0.02),
+        ({"pruning": {"enabled": False, "gamma": 1e-5}}, 0.02),
+        (
+            {
+                "pruning": {"enabled": False},
+                "quantization": {"weights": {"bits": 8}, "activations": {"bits": 8}},
+            },
+            None,
+        ),
+        ({"quantization": {"enabled": False}}, 0.02),
+    ],
+    ids=[
+        "gamma",
+        "beta of 0",
+        "both null",
+        "gamma of a half that is off",
+        "nothing to learn",
+        "pruning alone",
+    ],
+)
+def test_target_is_the_default_only_where_nothing_else_drives(
+    given: dict[str, Any], ratio: float | None
+) -> None:
+    assert settings(**given)["target"]["bops_ratio"] == ratio
+
+
+@pytest.mark.parametrize(("epochs", "freeze_epoch"), [(1, 1), (2, 1), (5, 3), (20, 12)])
+def test_freeze_after_60_percent(epochs: int, freeze_epoch: int) -> None:
+    assert settings(schedule={"epochs": epochs})["schedule"]["freeze_epoch"] == freeze_epoch
+
+
+def test_numbers_get_the_type_of_the_schema() -> None:
+    given = settings(schedule={"epochs": 4.0, "steps_per_epoch": 1e3, "ramp": 1})
+    assert [type(given["schedule"][key]) for key in ("epochs", "steps_per_epoch", "ramp")] == [
+        int,
+        int,
+        float,
+    ]
+
+
+def test_object_and_list_mean_the_same() -> None:
+    one = NNCFConfig.from_dict({**MINIMAL, "input_info": {"sample_size": [1, 3, 8, 8]}})
+    many = NNCFConfig.from_dict(
+        {"compression": [MINIMAL["compression"]], "input_info": [{"sample_size": (1, 3, 8, 8)}]}
+    )
+    assert one.resolved() == many.resolved()
+    assert one.input_infos == (InputInfo((1, 3, 8, 8), "float", None, "random"),)
+
+
+def test_several_inputs() -> None:
+    config = NNCFConfig.from_dict(
+        {
+            **MINIMAL,
+            "input_info": [
+                {"sample_size": [2, 16], "type": "long", "keyword": "input_ids"},
+                {"sample_size": [2, 16], "filler": "ones"},
+            ],
+        }
+    )
+    assert config.input_infos == (
+        InputInfo((2, 16), "long", "input_ids", "random"),
+        InputInfo((2, 16), "float", None, "ones"),
+    )
+
+
+def test_config_is_a_copy() -> None:
+    given = copy.deepcopy(MINIMAL)
+    config = NNCFConfig.from_dict(given)
+    config["compression"]["algorithm"] = "changed"
+    assert given == MINIMAL
+
+
+def test_resolving_changes_nothing() -> None:
+    config = NNCFConfig.from_dict(MINIMAL)
+    config.algorithms[0]["pruning"]["enabled"] = False
+    assert config == MINIMAL
+    assert config.algorithms[0]["pruning"]["enabled"] is True
+
+
+def test_resolved_config_is_a_config() -> None:
+    resolved = NNCFConfig.from_dict(MINIMAL).resolved()
+    resolved["compression"][0]["target"]["bops_ratio"] = 0.01
+    assert NNCFConfig.from_dict(resolved).resolved() == resolved
+
+
+@pytest.mark.parametrize(
+    "duplicate",
+    [copy.deepcopy, lambda config: pickle.loads(pickle.dumps(config))],
+    ids=["deepcopy", "pickle"],
+)
+def test_copies_stay_configs(duplicate: Any) -> None:
+    config = NNCFConfig.from_dict(MINIMAL)
+    assert isinstance(duplicate(config), NNCFConfig)
+    assert duplicate(config).algorithms == config.algorithms
