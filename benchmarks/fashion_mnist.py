@@ -217,6 +217,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--fp32-epochs", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="+", metavar="SCHEME", help="run these rows first, and write no table")
     arguments = parser.parse_args()
     runs = arguments.runs
     runs.mkdir(parents=True, exist_ok=True)
@@ -231,6 +232,8 @@ def main() -> None:
 
     rows: list[tuple[str, int | None]] = [("FP32", None), ("FP32, fine-tuned", None), ("W8A8", None), ("W4A4", None)]
     rows += [(name, t) for t in TARGETS for name in ("DQ", "two-stage", "DJPQ", "DJPQ, power of two")]
+    if arguments.only:
+        rows = [row for row in rows if row[0] in arguments.only]
     results = []
     for name, asked in rows:
         stored = runs / f"{name.replace(', ', '_').replace(' ', '-')}_{asked}_{arguments.epochs}_{arguments.seed}.json"
@@ -253,6 +256,8 @@ def main() -> None:
             stored.write_text(json.dumps(result))
         results.append(json.loads(stored.read_text()))
         print(results[-1], flush=True)
+    if arguments.only:
+        return
     text = table(results, arguments.epochs, arguments.seed)
     arguments.out.write_text(text)
     print(text)

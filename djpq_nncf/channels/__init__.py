@@ -11,6 +11,7 @@ from djpq_nncf.channels._groups import (
     FrozenChannels,
     Member,
     kept_indices,
+    kept_mask,
 )
 from djpq_nncf.channels._registry import Removal, find_rewrite, register_channel_rule, register_rewrite
 
@@ -26,6 +27,7 @@ __all__ = [
     "analyse_channels",
     "find_rewrite",
     "kept_indices",
+    "kept_mask",
     "register_channel_rule",
     "register_rewrite",
     "shape_of",

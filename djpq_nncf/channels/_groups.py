@@ -93,6 +93,11 @@ class ChannelAnalysis:
         return self.groups[self.channel_group[channel]]
 
 
+def kept_mask(labels: Labels, keep: np.ndarray) -> np.ndarray:
+    """Boolean per index of a dimension: which remain, when ``keep[channel]`` says which channels do."""
+    return np.append(keep, True)[labels]  # FIXED is -1, the entry appended
+
+
 def kept_indices(labels: Labels, keep: np.ndarray) -> Labels:
-    """Indices of a dimension that remain, when ``keep[channel]`` says which channels do."""
-    return np.flatnonzero((labels == FIXED) | keep[labels])
+    """Indices of a dimension that remain."""
+    return np.flatnonzero(kept_mask(labels, keep))

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from djpq_nncf.channels import FIXED, ChannelAnalysis
+from djpq_nncf.channels import FIXED, ChannelAnalysis, kept_mask
 from djpq_nncf.cost._operators import MacOperator
 
 FLOAT_BITS = 32
@@ -89,6 +89,6 @@ class CostModel:
             macs = operator.macs
             for ids in labels:
                 if ids is not None:
-                    macs = macs * int(((ids == FIXED) | keep[ids]).sum()) // len(ids)
+                    macs = macs * int(kept_mask(ids, keep).sum()) // len(ids)
             result.append(macs)
         return result

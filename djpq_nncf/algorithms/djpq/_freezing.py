@@ -18,6 +18,7 @@ TOLERANCE = 0.02
 """The frozen network uses between 98 % and 100 % of the BOPs asked for."""
 
 _POWERS_OF_TWO = (2, 4, 8)
+_SPARED = 4
 
 
 def choices_of(bits: BitWidths, *, power_of_two: bool) -> BitChoices:
@@ -123,8 +124,8 @@ class Decision:
         ids = ids[np.argsort(self._log_alpha[ids], kind="stable")]
         return np.array([i for i in ids.tolist() if i not in spared], dtype=np.int64)
 
-    def _close_until(self, keep: np.ndarray, bits: Integers) -> np.ndarray:
-        """Close the fewest channels, least alpha first, that bring the cost within the budget."""
+    def _close_until(self, keep: np.ndarray, bits: Integers, *, spare: int = 0) -> np.ndarray:
+        """Close the fewest channels, least alpha first, that bring the cost within the budget, less ``spare``."""
         order = self._ordered(keep)
 
         def closed(count: int) -> np.ndarray:
@@ -139,19 +140,20 @@ class Decision:
                 high = middle
             else:
                 low = middle + 1
-        return closed(low)
+        return closed(max(low - spare, 0))
 
     def _fill(self, keep: np.ndarray, bits: Integers) -> tuple[np.ndarray, Integers]:
-        """Use what is left of the budget: raise one width a little too far and close channels, or reopen some."""
-        trials = []
+        """Use what is left of the budget: raise one width a little too far and close channels, or reopen some.
+
+        What is reopened a little too far is paid for with bits.
+        """
+        trials = [(keep, bits)]
         for quantizer, allowed in enumerate(self._choices.admissible):
             wider = [b for b in allowed if b > bits[quantizer]]
             if wider:
                 trial = bits.copy()
                 trial[quantizer] = wider[0]
                 trials.append((self._close_until(keep, trial), trial))
-        if not trials:
-            trials.append((self._close_until(self._rounded(~self._closed_by_hand), bits), bits))
 
         def merit(trial: tuple[np.ndarray, Integers]) -> tuple[bool, float]:
             """Within the tolerance the one with most channels, else the one nearest to it."""
@@ -159,8 +161,17 @@ class Decision:
             enough = used >= (1 - TOLERANCE) * self._budget
             return enough, float(trial[0].sum()) if enough else used
 
-        within = [trial for trial in trials if self._bops(*trial) <= self._budget]
-        return max([(keep, bits), *within], key=merit)
+        def best() -> tuple[np.ndarray, Integers]:
+            return max((trial for trial in trials if self._bops(*trial) <= self._budget), key=merit)
+
+        if not merit(best())[0]:
+            everything = self._rounded(~self._closed_by_hand)
+            for spare in range(_SPARED):
+                reopened = self._close_until(everything, bits, spare=spare)
+                trials.append(
+                    (reopened, choose_bits(self._choices, self._macs(reopened), self._budget, tolerance=TOLERANCE))
+                )
+        return best()
 
 
 def least_bops(choices: BitChoices, cost: CostModel, *, prunable: bool) -> float:

@@ -10,7 +10,7 @@ from torch.fx import GraphModule
 
 from djpq_nncf.algorithms.djpq._bits import BitWidths
 from djpq_nncf.algorithms.djpq._statistics import DJPQStatistics, LayerStatistics
-from djpq_nncf.channels import ChannelAnalysis
+from djpq_nncf.channels import ChannelAnalysis, kept_mask
 from djpq_nncf.cost import FLOAT_BITS, CostModel, MacOperator
 from djpq_nncf.nn import ActivationQuantizer, Gate, WeightQuantizer, signed_levels
 from djpq_nncf.passes import Placement, kept_channels
@@ -67,7 +67,7 @@ class CompressedNetwork:
             if ids is None or means is None:
                 continue
             channel = torch.from_numpy(ids).clamp_min(0)
-            kept = torch.from_numpy((ids < 0) | keep[ids])
+            kept = torch.from_numpy(kept_mask(ids, keep))
             scale = kept.to(weight)
             if (name, dim) in consumed:
                 gated = torch.where(torch.from_numpy(ids >= 0).to(means.device), means[channel], 1.0)
@@ -101,7 +101,7 @@ class CompressedNetwork:
         for row, (operator, macs) in enumerate(zip(self.operators, self.cost.exact_macs(keep), strict=True)):
             labels = (*self.analysis.parameter_labels.get(operator.weight, ()), None, None)[:2]
             kept = [
-                (size if ids is None else int(((ids < 0) | keep[ids]).sum()), size)
+                (size if ids is None else int(kept_mask(ids, keep).sum()), size)
                 for size, ids in zip(operator.weight_shape[:2], labels, strict=True)
             ]
             width = weight_bits[row]
