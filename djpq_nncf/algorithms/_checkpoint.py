@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoints of a run: one safetensors file with JSON inside, checked when it is read; nothing in it is executed."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -83,7 +84,7 @@ def save_checkpoint(
         extra: further plain data (of a learning-rate scheduler, say).
 
     Raises:
-        CheckpointError: the file cannot be written.
+        CheckpointError: the file cannot be written, or ``extra`` is no plain data.
     """
     tensors = {f"model.{name}": value for name, value in controller.model.state_dict().items()}
     packed = None if optimizer is None else _pack(optimizer.state_dict(), "optimizer", tensors)
@@ -91,13 +92,14 @@ def save_checkpoint(
     if torch.cuda.is_available():
         for index, state in enumerate(torch.cuda.get_rng_state_all()):
             tensors[f"rng.cuda.{index}"] = state
-    document = json.dumps(
-        {
-            "compression_state": controller.get_compression_state(),
-            "optimizer": packed,
-            "extra": dict(extra or {}),
-        }
-    )
+    try:
+        document = json.dumps(
+            {"compression_state": controller.get_compression_state(), "optimizer": packed, "extra": dict(extra or {})}
+        )
+    except TypeError as error:
+        raise CheckpointError(
+            f"Checkpoint '{path}': extra is no plain data: {error}. Leave it to JSON types."
+        ) from error
     plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     metadata = {"format": _FORMAT, "document": document, "digest": _digest(document, plain)}
     target = Path(path)
@@ -106,7 +108,8 @@ def save_checkpoint(
         partial.write_bytes(save(plain, metadata))
         partial.replace(target)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
         raise CheckpointError(
             f"Checkpoint '{target}' cannot be written: {error.strerror or error}. Free space or choose another path; "
             "an earlier checkpoint there is untouched."
@@ -133,7 +136,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             f"'{target}' is a safetensors file but no checkpoint of this version ({metadata.get('format')!r} instead "
             f"of {_FORMAT!r}). Load plain weights with model.load_state_dict."
         )
-    if metadata.get("digest") != _digest(metadata["document"], tensors):
+    if metadata.get("digest") != _digest(metadata.get("document", ""), tensors):
         raise CheckpointError(f"Checkpoint '{target}' was changed after it was written. {_REMEDY}")
     document = json.loads(metadata["document"])
     return Checkpoint(document["compression_state"], document["extra"], tensors, document["optimizer"])

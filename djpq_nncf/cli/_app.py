@@ -12,7 +12,7 @@ app = typer.Typer(
     name="djpq-nncf",
     no_args_is_help=True,
     add_completion=False,
-    rich_markup_mode="rich",
+    rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -28,13 +28,13 @@ def about() -> None:
     """Prune channels and learn bit-widths of a PyTorch network in one training run.
 
     The training itself is a few lines in your own script (see the README). These commands help before it:
-    [bold]validate[/] checks a config, [bold]inspect[/] shows what it would do to a network, and [bold]demo[/] runs
+    `validate` checks a config, `inspect` shows what it would do to a network, and `demo` runs
     everything once on a small data set.
     """
 
 
 @app.command(
-    epilog='The least a config can hold: [bold]{"compression": {"algorithm": "djpq"}}[/]. docs/configuration.md '
+    epilog='The least a config can hold: `{"compression": {"algorithm": "djpq"}}`. docs/configuration.md '
     "lists every key."
 )
 @reports_errors
@@ -43,7 +43,7 @@ def validate(
 ) -> None:
     """Check a config: says that it is valid, or lists every mistake and exits with code 1.
 
-    Example: [bold]djpq-nncf validate examples/configs/resnet18_djpq.json[/]
+    Example: `djpq-nncf validate examples/configs/resnet18_djpq.json`
     """
     from djpq_nncf.config import NNCFConfig
 
@@ -59,13 +59,13 @@ def inspect(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="[bold]package.module:factory[/], a function or class that returns the network when called without "
-            "arguments (the current folder is searched too), or [bold]torchvision:NAME[/].",
+            help="`package.module:factory`, a function or class that returns the network when called without "
+            "arguments (the current folder is searched too), or `torchvision:NAME`.",
         ),
     ],
     config: Annotated[
         Path | None,
-        typer.Argument(metavar="[CONFIG]", help="JSON file; without it DJPQ with its defaults.", show_default=False),
+        typer.Argument(metavar="CONFIG", help="JSON file; without it DJPQ with its defaults.", show_default=False),
     ] = None,
     input_shape: Annotated[
         str | None,
@@ -82,10 +82,9 @@ def inspect(
     that cannot be pruned with the reason.
 
     Examples:
+    `djpq-nncf inspect torchvision:resnet18 examples/configs/resnet18_djpq.json`
 
-    [bold]djpq-nncf inspect torchvision:resnet18 examples/configs/resnet18_djpq.json[/]
-
-    [bold]djpq-nncf inspect my_package.networks:make_network --input-shape 1,3,32,32[/]
+    `djpq-nncf inspect my_package.networks:make_network --input-shape 1,3,32,32`
     """
     from djpq_nncf.cli._inspect import inspect_model
     from djpq_nncf.cli._model import load_model, parse_shape
@@ -112,7 +111,7 @@ def demo(
 
     Takes about a minute. Writes OpenVINO IR and ONNX files, runs both, and prints one table.
 
-    Example: [bold]djpq-nncf demo --out runs/demo --seed 1[/]
+    Example: `djpq-nncf demo --out runs/demo --seed 1`
     """
     from djpq_nncf.cli._demo import demo_to_str
     from djpq_nncf.demo import run_demo

@@ -30,5 +30,5 @@ def reports_errors(command: Callable[_Parameters, _Result]) -> Callable[_Paramet
     return run
 
 
-def _show_warning(message: Warning | str, *place: Any) -> None:
+def _show_warning(message: Warning | str, *place: Any, **more: Any) -> None:
     typer.echo(f"Warning: {message}", err=True)

@@ -79,6 +79,7 @@ def _summary(network: CompressedNetwork, name: str, model: nn.Module, config_pat
     shapes = ", ".join(
         "[" + ", ".join(["N", *map(str, spec.shape[1:])]) + "]" for spec in network.model.meta["djpq_inputs"]
     )
+    weights, activations = len(network.weight_quantizers), len(network.activation_quantizers)
     rows = {
         "network": f"{name}, input {shapes}",
         "config": str(config_path) if config_path else "none given: DJPQ with its defaults",
@@ -86,7 +87,7 @@ def _summary(network: CompressedNetwork, name: str, model: nn.Module, config_pat
         "MACs per sample": f"{network.cost.baseline_macs:,}",
         "BOPs per sample": f"{network.cost.baseline_bops:,} ({FLOAT_BITS}-bit weights and activations)",
         "prunable channels": f"{network.analysis.channel_count:,} in {len(network.analysis.groups)} groups",
-        "quantizers": f"{len(network.weight_quantizers)} of weights, {len(network.activation_quantizers)} of activations",
+        "quantizers": f"{weights} of weights, {activations} of activations",
     }
     width = max(map(len, rows)) + 2
     return "\n".join(f"{key:{width}}{value}" for key, value in rows.items())
@@ -109,7 +110,7 @@ def _layers(network: CompressedNetwork) -> str:
         for operator in network.operators
     ]
     header = ("layer", "operator", "weight shape", "MMACs", "GBOPs", "share", "weight", "input quantizer")
-    return "Layers before compression\n" + render_table(header, rows)
+    return "Layers before compression\n" + render_table(header, rows, text_columns=(0, 1, 2, 6, 7))
 
 
 def _groups(network: CompressedNetwork) -> str:
@@ -153,33 +154,44 @@ def _quantizers(network: CompressedNetwork, nodes: dict[str, Node]) -> str:
     points: dict[str, list[ActivationPoint]] = defaultdict(list)
     for point in network.placement.activations:
         points[point.quantizer].append(point)
-    readers = defaultdict(list)
-    for layer, quantizers in network.placement.inputs_of.items():
-        for quantizer in quantizers:
-            readers[quantizer].append(layer)
+    layers = {operator.node: operator.layer for operator in network.operators}
+    order = {name: position for position, name in enumerate(nodes)}
     rows = []
-    for quantizer, served in points.items():
-        module = network.activation_quantizers[quantizer]
-        fixed = module.fixed_bits
+    for quantizer, served in sorted(points.items(), key=lambda item: order[item[1][0].source]):
+        bits = network.activation_quantizers[quantizer].bits
+        readers = dict.fromkeys(
+            layers.get(reader.name) or _operator(reader)
+            for point in served
+            for reader in nodes[point.source].users
+            if point.readers is None or reader.name in point.readers
+        )
         rows.append(
             (
                 quantizer,
                 " + ".join(_place(nodes[point.source]) for point in served),
                 "signed" if served[0].signed else "unsigned",
-                f"{len(served)} tensors" if len(served) > 1 else "no",
-                "learned" if fixed is None else str(fixed),
-                ", ".join(readers[quantizer]) or "other operators",
+                f"by {len(served)} tensors" if len(served) > 1 else "no",
+                "learned" if bits is None else str(bits),
+                ", ".join(readers),
             )
         )
-    header = ("name", "tensor", "sign", "shared", "bits", "layers that read it")
-    return "Activation quantizers\n" + render_table(header, rows)
+    header = ("name", "quantizes", "sign", "shared", "bits", "read by")
+    return "Activation quantizers\n" + render_table(header, rows, text_columns=range(len(header)))
 
 
 def _place(node: Node) -> str:
+    """Where a value comes from, as users see it."""
     if node.op == "placeholder":
         return f"input {node.name}"
-    operator = str(node.target).split(".")[1] if node.op == "call_function" else node.op
-    return f"{operator} in {layer_name(node)}"
+    if node.op == "output":
+        return "output"
+    if node.op == "call_module":
+        return str(node.target)
+    return f"{layer_name(node)} ({_operator(node)})"
+
+
+def _operator(node: Node) -> str:
+    return str(node.target).split(".")[1] if node.op == "call_function" else str(node.target)
 
 
 def _frozen(network: CompressedNetwork) -> str:

@@ -35,14 +35,11 @@ def _bit_problems(settings: dict[str, Any], power_of_two: bool, path: Path) -> I
         if power_of_two and fixed not in _POWERS_OF_TWO:
             yield Problem(
                 (*path, "bits"),
-                f"{fixed} is not allowed while power_of_two is true; give 2, 4 or 8, "
-                "or set power_of_two to false",
+                f"{fixed} is not allowed while power_of_two is true; give 2, 4 or 8, or set power_of_two to false",
             )
         return
     if low > high:
-        yield Problem(
-            (*path, "min_bits"), f"{low} is greater than max_bits, {high}; lower it or raise max_bits"
-        )
+        yield Problem((*path, "min_bits"), f"{low} is greater than max_bits, {high}; lower it or raise max_bits")
     elif not low <= start <= high:
         yield Problem(
             (*path, "initial_bits"),

@@ -74,6 +74,4 @@ def raise_problems(problems: Sequence[Problem], origin: str) -> None:
     if not problems:
         return
     count = "1 error" if len(problems) == 1 else f"{len(problems)} errors"
-    raise ConfigError(
-        "\n".join([f"{origin} is not valid, {count}:", *(f"  - {problem}" for problem in problems)])
-    )
+    raise ConfigError("\n".join([f"{origin} is not valid, {count}:", *(f"  - {problem}" for problem in problems)]))

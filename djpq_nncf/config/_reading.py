@@ -28,9 +28,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     except IsADirectoryError:
         raise ConfigError(f'"{file}" is a folder; give the path of a JSON file in it.') from None
     except OSError as error:
-        raise ConfigError(
-            f'Config file "{file}" cannot be read: {error.strerror}; check its permissions.'
-        ) from error
+        raise ConfigError(f'Config file "{file}" cannot be read: {error.strerror}; check its permissions.') from error
     except UnicodeDecodeError as error:
         raise ConfigError(
             f'Config file "{file}" is not text in UTF-8 (byte {error.start}); save it as UTF-8.'
@@ -70,9 +68,7 @@ def to_plain_json(value: Any, path: Path = ()) -> tuple[Any, list[Problem]]:
             return None, [Problem(path, f"{show_value(value)} is not allowed; give a finite number")]
         return value, []
     message = f"{show_value(value)} of type {type(value).__name__} cannot stand in JSON"
-    return None, [
-        Problem(path, f"{message}; give an object, a list, a string, a number, true, false or null")
-    ]
+    return None, [Problem(path, f"{message}; give an object, a list, a string, a number, true, false or null")]
 
 
 def _plain_object(value: Mapping[Any, Any], path: Path) -> tuple[dict[str, Any], list[Problem]]:

@@ -38,9 +38,7 @@ def reference_page() -> str:
 def _sections(schema: Schema, place: str, level: int) -> Iterator[str]:
     """One table for the keys of an object, then those of the objects in it."""
     title = f"`{place}`" if level > 2 else place or "The whole file"
-    rows = [
-        _row(key, below, key in schema.get("required", ())) for key, below in schema["properties"].items()
-    ]
+    rows = [_row(key, below, key in schema.get("required", ())) for key, below in schema["properties"].items()]
     table = "\n".join(["| Key | Allowed | Default | Meaning |", "| --- | --- | --- | --- |", *rows])
     yield f"{'#' * level} {title[0].upper() + title[1:]}\n\n{schema['description']}\n\n{table}\n"
     prefix = f"{place}." if level > 2 else ""
@@ -65,8 +63,6 @@ def _row(key: str, schema: Schema, required: bool) -> str:
         allowed = "an object, or a list of objects" if "array" in schema["type"] else "an object"
     else:
         allowed = describe(schema)
-    default = (
-        "required" if required else "" if _nested_object(schema) else f"`{show_value(schema.get('default'))}`"
-    )
+    default = "required" if required else "" if _nested_object(schema) else f"`{show_value(schema.get('default'))}`"
     cells = (f"`{key}`", allowed, default, schema["description"])
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

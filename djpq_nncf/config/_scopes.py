@@ -49,9 +49,7 @@ class ScopeSettings:
         entries = [value] if isinstance(value, str) else value
         return cls(
             names=tuple(entry for entry in entries if not entry.startswith(REGEX_PREFIX)),
-            searched=tuple(
-                entry.removeprefix(REGEX_PREFIX) for entry in entries if entry.startswith(REGEX_PREFIX)
-            ),
+            searched=tuple(entry.removeprefix(REGEX_PREFIX) for entry in entries if entry.startswith(REGEX_PREFIX)),
         )
 
     def __bool__(self) -> bool:

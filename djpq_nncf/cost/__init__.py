@@ -3,5 +3,15 @@
 
 from djpq_nncf.cost._model import FLOAT_BITS, CostModel
 from djpq_nncf.cost._operators import MacOperator, find_mac_operators, weight_source
+from djpq_nncf.cost._recount import FileCost, FileLayer, recount
 
-__all__ = ["FLOAT_BITS", "CostModel", "MacOperator", "find_mac_operators", "weight_source"]
+__all__ = [
+    "FLOAT_BITS",
+    "CostModel",
+    "FileCost",
+    "FileLayer",
+    "MacOperator",
+    "find_mac_operators",
+    "recount",
+    "weight_source",
+]

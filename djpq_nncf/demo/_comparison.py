@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from djpq_nncf.cost._recount import recount
+from djpq_nncf.cost import recount
 from djpq_nncf.demo._runtime import file_size, latencies, load, runtime_name
 from djpq_nncf.report import render_table
 
@@ -57,7 +57,7 @@ class Comparison:
         """The table."""
         pairs = list(zip(self.before, self.after, strict=True))
         first, last = pairs[0]
-        rows = [
+        rows: list[tuple[str, ...]] = [
             (
                 f"accuracy, {old.runtime}",
                 f"{old.accuracy:.2%}",
@@ -120,7 +120,7 @@ def compare_files(
 def _count(value: int) -> str:
     for limit, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= limit:
-            return f"{value / limit:.3g} {unit}"
+            return f"{value / limit:.2f} {unit}"
     return str(value)
 
 

@@ -68,7 +68,8 @@ def compress_and_compare(
         export_model(original, path)
     for path in after:
         ctrl.export_model(path)
-    verifications = tuple(verify_export(path, stripped, data.test_images) for path in after)
+    samples = list(data.test_images.split(256))
+    verifications = tuple(verify_export(path, stripped, samples) for path in after)
     for verification in verifications:
         say(verification.to_str())
 

@@ -11,7 +11,7 @@ TEST_SAMPLES = 600
 
 
 def load_digits_data() -> ImageData:
-    """1797 scanned digits of 8x8 pixels (Alpaydin and Kaynak 1998): 1197 to train with, 600 to test, always the same."""
+    """1797 scanned digits of 8x8 pixels (Alpaydin and Kaynak 1998), always split alike: 1197 to train, 600 to test."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -30,9 +30,7 @@ class DigitsResNet(nn.Module):
 
     def __init__(self, width: int = 32) -> None:
         super().__init__()
-        self.stem = nn.Sequential(
-            nn.Conv2d(1, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
-        )
+        self.stem = nn.Sequential(nn.Conv2d(1, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
         self.blocks = nn.Sequential(
             _Block(width, width),
             _Block(width, 2 * width, stride=2),
@@ -54,9 +52,7 @@ class _Block(nn.Module):
         self.bn2 = nn.BatchNorm2d(outputs)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
-            )
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         inner = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))

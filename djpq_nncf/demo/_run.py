@@ -14,7 +14,7 @@ from djpq_nncf.demo._digits import DigitsResNet, load_digits_data
 from djpq_nncf.demo._training import accuracy, train
 from djpq_nncf.errors import ConfigError
 
-_BATCH_SIZE = 64
+_BATCH_SIZE = 32
 
 
 def demo_config() -> Path:
@@ -27,9 +27,7 @@ def demo_config() -> Path:
     raise ConfigError(f'The demo\'s config is missing from "{package}"; install djpq-nncf again.')
 
 
-def run_demo(
-    out: Path, *, epochs: int | None = None, seed: int = 0, say: Callable[[str], None] = print
-) -> Outcome:
+def run_demo(out: Path, *, epochs: int | None = None, seed: int = 0, say: Callable[[str], None] = print) -> Outcome:
     """Train a residual network on the digits, compress it, and measure what was exported.
 
     Args:

@@ -68,9 +68,7 @@ def _is_foldable(model: fx.GraphModule, node: fx.Node, batchnorm: _BatchNorm) ->
     return _weight_source(model, layer) is not None
 
 
-def _weight_source(
-    model: fx.GraphModule, layer: fx.Node
-) -> tuple[fx.Node, FrozenWeightQuantizer | None] | None:
+def _weight_source(model: fx.GraphModule, layer: fx.Node) -> tuple[fx.Node, FrozenWeightQuantizer | None] | None:
     """The get_attr node of the layer's weight and the quantizer it passes through, if that is all there is."""
     weight = _argument(layer, 1)
     quantizer = None

@@ -44,7 +44,18 @@ def _(weight: Tensor, layer: int) -> Tensor:
     return torch.empty_like(weight)
 
 
-_WEIGHTED = ("conv", "linear", "addmm")
+_WEIGHTED = frozenset(
+    {
+        "conv1d",
+        "conv2d",
+        "conv3d",
+        "conv_transpose1d",
+        "conv_transpose2d",
+        "conv_transpose3d",
+        "convolution",
+        "linear",
+    }
+)
 
 
 def mark(model: fx.GraphModule) -> tuple[str, ...]:
@@ -59,9 +70,7 @@ def mark(model: fx.GraphModule) -> tuple[str, ...]:
             continue
         module = model.get_submodule(node.target)
         if isinstance(module, FrozenWeightQuantizer):
-            raise ExportError(
-                f"{node.target} quantizes something else than a parameter. Quantize it as an activation."
-            )
+            raise ExportError(f"{node.target} quantizes something else than a parameter. Quantize it as an activation.")
         if isinstance(module, FrozenActivationQuantizer):
             arguments = (node.args[0], module.step.item(), module.lowest, module.highest)
             with graph.inserting_before(node):
@@ -105,5 +114,5 @@ def _mark_weights(model: fx.GraphModule) -> tuple[str, ...]:
 def _is_weight_of(layer: fx.Node, weight: fx.Node) -> bool:
     if layer.op != "call_function" or not isinstance(layer.target, torch._ops.OpOverload):
         return False
-    is_layer = layer.target._schema.name.removeprefix("aten::").startswith(_WEIGHTED)
+    is_layer = layer.target._schema.name.removeprefix("aten::") in _WEIGHTED
     return is_layer and len(layer.args) > 1 and layer.args[1] is weight

@@ -65,8 +65,7 @@ def _convert(program: NamedProgram) -> ir.Model:
             )
     except Exception as error:  # the exporter's errors share no base class
         raise ExportError(
-            f"torch.onnx.export cannot convert the model: {error}. Replace the operation it names, or export "
-            "to .xml."
+            f"torch.onnx.export cannot convert the model: {error}. Replace the operation it names, or export to .xml."
         ) from error
     assert exported is not None
     converted: ir.Model = exported.model

@@ -5,7 +5,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from djpq_nncf.export._onnx_nodes import add_constant, constant_value, consumers, insert_before, replace
+from djpq_nncf.export._onnx_nodes import add_constant, constant_value, consumers, insert_before, is_constant, replace
 
 _INT32_LIMIT = 2**30
 
@@ -20,7 +20,7 @@ def rewrite_layers(graph: ir.Graph) -> None:
             continue
         if node.op_type == "Conv":
             _rewrite_convolution(graph, node, x, weight)
-        elif weight.inputs[0].const_value is not None:
+        elif is_constant(weight.inputs[0]):
             _rewrite_linear(graph, node, x, weight)
 
 

@@ -14,6 +14,11 @@ def consumers(value: ir.Value) -> list[ir.Node]:
     return list(dict.fromkeys(use.node for use in value.uses()))
 
 
+def is_constant(value: ir.Value | None) -> bool:
+    """Whether ``value`` is an initializer."""
+    return value is not None and value.const_value is not None
+
+
 def constant_value(value: ir.Value | None) -> NDArray[Any]:
     """What an initializer holds."""
     if value is None or value.const_value is None:
@@ -28,7 +33,9 @@ def add_constant(graph: ir.Graph, name: str, data: NDArray[Any] | np.generic) ->
         number += 1
         free = f"{name}_{number}"
     tensor = ir.tensor(np.asarray(data), name=free)
-    value = ir.Value(name=free, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    value = ir.Value(
+        name=free, shape=ir.Shape(tensor.numpy().shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+    )
     graph.register_initializer(value)
     return value
 

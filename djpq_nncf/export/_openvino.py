@@ -24,6 +24,9 @@ _WEIGHT_CODES = (-127, 127)
 # the ranges for which the CPU plugin has INT8 kernels, whatever the bit-width inside them
 _SIGNED_CODES = (-128, 127)
 _UNSIGNED_CODES = (0, 255)
+# ranges for which it has none
+_SIGNED_FLOAT_CODES = (-130, 130)
+_UNSIGNED_FLOAT_CODES = (0, 260)
 _LAYER_TYPES = frozenset(
     {"Convolution", "GroupConvolution", "ConvolutionBackpropData", "GroupConvolutionBackpropData", "MatMul"}
 )
@@ -42,6 +45,7 @@ def write_openvino(
     program = named_program(model, input_names, output_names, repeat=False)
     converted = _convert(program)
     _name_layers(converted, program.layer_names)
+    _round_before_sums(converted)
     compress_quantize_weights_transformation(converted)
     for key, value in (metadata or {}).items():
         converted.set_rt_info(value, [NAMESPACE, key])
@@ -117,6 +121,30 @@ def _fake_quantize(x: Any, step: ArrayLike, codes: tuple[int, int]) -> ov.Node:
     high = np.asarray(highest * np.asarray(step), dtype=np.float32)
     node: ov.Node = ops.fake_quantize(x, low, high, low, high, highest - lowest + 1)
     return node
+
+
+def _round_before_sums(model: ov.Model) -> None:
+    """Makes quantizers which only feed additions round.
+
+    The CPU plugin fuses convolution, FakeQuantize, the addition of the other branch and the next
+    FakeQuantize into one kernel, and leaves rounding to the conversion of the result: the first
+    quantizer then does nothing at all. A number of levels outside its INT8 scheme keeps the first one in
+    float, still inside the kernel, and the layers on either side in INT8.
+    """
+    for node in model.get_ops():
+        is_weight = node.inputs() and node.input_value(0).get_node().get_type_name() == "Constant"
+        if node.get_type_name() != "FakeQuantize" or is_weight:
+            continue
+        targets = node.output(0).get_target_inputs()
+        if any(target.get_node().get_type_name() != "Add" for target in targets):
+            continue
+        low, high = (node.input_value(index).get_node().data.item() for index in (3, 4))
+        step = (high - low) / (node.get_attributes()["levels"] - 1)
+        clamped = ops.clamp(node.input_value(0), low, high).output(0)
+        codes = _SIGNED_FLOAT_CODES if low < 0 else _UNSIGNED_FLOAT_CODES
+        rounding = _fake_quantize(clamped, step, codes)
+        for target in targets:
+            target.replace_source_output(rounding.output(0))
 
 
 def _name_layers(model: ov.Model, names: Sequence[str]) -> None:

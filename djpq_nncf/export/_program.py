@@ -17,8 +17,9 @@ from djpq_nncf.export._requantize import repeat_quantizers
 
 @dataclass(frozen=True)
 class NamedProgram:
-    """``program`` takes and returns flat tuples; ``shapes`` has None for the batch dimension,
-    ``layer_names`` what the weight markers point to.
+    """``program`` takes and returns flat tuples.
+
+    ``shapes`` has None for the batch dimension; the weight markers point into ``layer_names``.
     """
 
     program: torch.export.ExportedProgram
@@ -64,8 +65,7 @@ def named_program(
             "Check that no operation of the model fixes the batch size."
         ) from error
     shapes = tuple(
-        (None, *x.shape[1:]) if dims is not None else tuple(x.shape)
-        for x, dims in zip(examples, dynamic, strict=True)
+        (None, *x.shape[1:]) if dims is not None else tuple(x.shape) for x, dims in zip(examples, dynamic, strict=True)
     )
     return NamedProgram(program, inputs, outputs, shapes, layer_names)
 
@@ -128,9 +128,7 @@ def _example_inputs(model: fx.GraphModule) -> tuple[Tensor, ...]:
         described = [(value.shape, value.dtype) for value in values if isinstance(value, Tensor)]
     if not described:
         raise ExportError("The model has no tensor input: there is nothing to export.")
-    return tuple(
-        torch.zeros([int(size) for size in shape], dtype=dtype) for shape, dtype in described
-    )
+    return tuple(torch.zeros([int(size) for size in shape], dtype=dtype) for shape, dtype in described)
 
 
 def _check_names(kind: str, names: Sequence[str], count: int) -> None:

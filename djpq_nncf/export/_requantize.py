@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Repeats a quantizer in front of a layer which sees its grid only through pooling, reshaping or concat."""
 
+import operator
+
 import torch
 from torch import fx
+from torch.nn.modules.dropout import _DropoutNd
 
 from djpq_nncf.nn._frozen import FrozenActivationQuantizer
 
@@ -65,8 +68,8 @@ def _grid_source(model: fx.GraphModule, node: fx.Node) -> str | None:
     if quantizer is not None:
         return str(node.target)
     if node.op == "call_function" and node.target is _aten.cat.default:
-        sources = list(node.args[0])  # type: ignore[arg-type, union-attr]
-    elif _operator(node) in _GRID_PRESERVING or str(node.target).startswith("<built-in function getitem"):
+        sources = list(node.args[0])  # type: ignore[arg-type]
+    elif _operator(node) in _GRID_PRESERVING or node.target is operator.getitem or _is_dropout(model, node):
         sources = [node.args[0]]
     else:
         return None
@@ -88,6 +91,10 @@ def _quantizer(model: fx.GraphModule, node: fx.Node) -> FrozenActivationQuantize
         return None
     module = model.get_submodule(str(node.target))
     return module if isinstance(module, FrozenActivationQuantizer) else None
+
+
+def _is_dropout(model: fx.GraphModule, node: fx.Node) -> bool:
+    return node.op == "call_module" and isinstance(model.get_submodule(str(node.target)), _DropoutNd)
 
 
 def _operator(node: fx.Node) -> str:

@@ -28,6 +28,8 @@ class Runtime(Protocol):
 
     name: str
     input_names: tuple[str, ...]
+    input_shapes: tuple[tuple[int | None, ...], ...]
+    """None where any size goes."""
 
     def run(self, inputs: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
         """Outputs in the order of the file."""
@@ -65,13 +67,17 @@ class OpenVinoRuntime:
             raise damaged(path, error) from error
         self.name = f"OpenVINO {ov.__version__.split('-')[0]}"
         self.input_names = tuple(port.get_any_name() for port in self._compiled.inputs)
+        self.input_shapes = tuple(
+            tuple(None if size.is_dynamic else size.get_length() for size in port.get_partial_shape())
+            for port in self._compiled.inputs
+        )
 
     def run(self, inputs: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
         results = self._compiled(list(inputs))
         return [np.array(results[port]) for port in self._compiled.outputs]
 
     def kernels(self) -> dict[str, Kernel]:
-        found = {}
+        found: dict[str, Kernel] = {}
         for node in self._compiled.get_runtime_model().get_ops():
             info = {key: value.astype(str) for key, value in node.get_rt_info().items() if key != "fused_names_0"}
             if info["layerType"] not in self._LAYERS:
@@ -115,7 +121,11 @@ class OnnxRuntime:
                 raise damaged(path, error) from error
             self._kernels = self._read_kernels(optimized)
         self.name = f"ONNX Runtime {onnxruntime.__version__}"
-        self.input_names = tuple(port.name for port in self._session.get_inputs())
+        ports = self._session.get_inputs()
+        self.input_names = tuple(port.name for port in ports)
+        self.input_shapes = tuple(
+            tuple(size if isinstance(size, int) else None for size in port.shape) for port in ports
+        )
 
     def run(self, inputs: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
         results: list[NDArray[Any]] = self._session.run(None, dict(zip(self.input_names, inputs, strict=True)))

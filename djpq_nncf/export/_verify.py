@@ -55,10 +55,10 @@ class ExportVerification:
 
     def to_str(self) -> str:
         """A few lines for the terminal, with every layer that does not run in INT8."""
+        percent = f"{100 * self.max_relative_difference:.3g} % of the output's range"
         lines = [
             f"{self.path} in {self.runtime}, {self.samples} samples",
-            f"  largest difference from PyTorch  {self.max_abs_difference:.3g} "
-            f"({100 * self.max_relative_difference:.3g} % of the output's range)",
+            f"  largest difference from PyTorch  {self.max_abs_difference:.3g} ({percent})",
         ]
         if self.top1_agreement is not None:
             lines.append(f"  same top-1 class                 {100 * self.top1_agreement:.2f} %")
@@ -90,13 +90,14 @@ def verify_export(path: str | Path, model: nn.Module, data: Any) -> ExportVerifi
     path = Path(path)
     runtime = open_runtime(path)
     comparison = _Comparison()
-    names = input_names_of(model) if isinstance(model, torch.fx.GraphModule) else tuple(runtime.input_names)
+    names = input_names_of(model) if isinstance(model, torch.fx.GraphModule) else runtime.input_names
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
         with torch.no_grad():
             for inputs in _batches(data, names):
-                comparison.add(_reference(model, inputs), _run(runtime, inputs, path))
+                _check_shapes(runtime, inputs)
+                comparison.add(_reference(model, inputs), runtime.run([x.cpu().numpy() for x in inputs.values()]))
     finally:
         for module, mode in training.items():
             module.training = mode
@@ -180,13 +181,21 @@ def _call(model: nn.Module, inputs: Mapping[str, Tensor]) -> Any:
     return model(*args, **kwargs)
 
 
-def _run(runtime: Runtime, inputs: Mapping[str, Tensor], path: Path) -> list[NDArray[Any]]:
-    if len(inputs) != len(runtime.input_names):
+def _check_shapes(runtime: Runtime, inputs: Mapping[str, Tensor]) -> None:
+    if len(inputs) != len(runtime.input_shapes):
         raise ExportError(
-            f"{path} takes {list(runtime.input_names)}, the data holds {list(inputs)}. Export the model again, "
-            "or pass the data it was exported for."
+            f"The file takes the inputs {list(runtime.input_names)}, the model {list(inputs)}: they do not belong "
+            "together. Export the model again."
         )
-    return runtime.run([value.cpu().numpy() for value in inputs.values()])
+    for (name, value), shape in zip(inputs.items(), runtime.input_shapes, strict=True):
+        fits = len(shape) == value.dim() and all(
+            size in (None, given) for size, given in zip(shape, value.shape, strict=True)
+        )
+        if not fits:
+            expected = "[" + ", ".join("any" if size is None else str(size) for size in shape) + "]"
+            raise DataError(
+                f"Input {name!r} of shape {list(value.shape)} does not fit the exported model, which takes {expected}."
+            )
 
 
 def _batches(data: Any, names: tuple[str, ...]) -> Iterator[dict[str, Tensor]]:

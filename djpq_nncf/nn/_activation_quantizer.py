@@ -15,9 +15,7 @@ class ActivationQuantizer(LearnedQuantizer):
         power_of_two: quantize with the nearest bit-width of {2, 4, 8, 16, 32} while learning (Algorithm 2).
     """
 
-    def __init__(
-        self, *, signed: bool, min_bits: int = 2, max_bits: int = 8, power_of_two: bool = False
-    ) -> None:
+    def __init__(self, *, signed: bool, min_bits: int = 2, max_bits: int = 8, power_of_two: bool = False) -> None:
         super().__init__(signed=signed, min_bits=min_bits, max_bits=max_bits, power_of_two=power_of_two)
         self.initialize_(1.0, max_bits)
 

@@ -68,9 +68,7 @@ def mapped_range(q_m: Tensor, t: Tensor | None, q_s: Tensor | float = 0.0) -> Te
     return width if t is None else width**t
 
 
-def continuous_bits(
-    d: Tensor, q_m: Tensor, t: Tensor | None, q_s: Tensor | float = 0.0, signed: bool = True
-) -> Tensor:
+def continuous_bits(d: Tensor, q_m: Tensor, t: Tensor | None, q_s: Tensor | float = 0.0, signed: bool = True) -> Tensor:
     """Bit-width of the grid, differentiable: eqs. (3) and (4) without the ceiling, which has no gradient.
 
     Signed: ``log2((q_m - q_s)^t / d + 1) + 1``, eq. (3). Unsigned: ``log2((q_m - q_s)^t / d + 1)``, which

@@ -36,9 +36,7 @@ class GatedWeight(nn.Module):
         # Follows from the graph, so it is not state to save.
         self.register_buffer("index", positions.clone(), persistent=False)
         self.dim = dim
-        self._consecutive = positions.dim() == 1 and torch.equal(
-            positions.cpu(), torch.arange(positions.numel())
-        )
+        self._consecutive = positions.dim() == 1 and torch.equal(positions.cpu(), torch.arange(positions.numel()))
 
     def forward(self, weight: Tensor, *gates: Tensor) -> Tensor:
         if self._consecutive and len(gates) == 1 and gates[0].numel() == self.index.numel():

@@ -52,9 +52,7 @@ class LearnedQuantizer(OptionalState):
         # Mirrors the buffer, so that forward neither waits for a device nor breaks a compiled graph.
         self._bits = 0
         if power_of_two:
-            functional.nearest_power_of_two(
-                torch.tensor(8.0), min_bits, max_bits
-            )  # raises if the limits allow none
+            functional.nearest_power_of_two(torch.tensor(8.0), min_bits, max_bits)  # raises if the limits allow none
 
     @property
     def bits(self) -> int | None:
@@ -105,9 +103,7 @@ class LearnedQuantizer(OptionalState):
         bits = functional.continuous_bits(exp_scalar(self.log_step), *grid)
         if not self.power_of_two:
             return bits
-        restricted = functional.nearest_power_of_two(
-            bits.detach(), lowest=self.min_bits, highest=self.max_bits
-        )
+        restricted = functional.nearest_power_of_two(bits.detach(), lowest=self.min_bits, highest=self.max_bits)
         return _straight_through(restricted, bits)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -116,9 +112,7 @@ class LearnedQuantizer(OptionalState):
             return x
         if not self.enabled:
             return x
-        return functional.learned_quantize(
-            x, self.step(), self.range(), self.exponent(), self.threshold(), self.signed
-        )
+        return functional.learned_quantize(x, self.step(), self.range(), self.exponent(), self.threshold(), self.signed)
 
     @contextmanager
     def observe(self, observer: Callable[[Tensor], object]) -> Iterator[None]:
@@ -196,9 +190,7 @@ class LearnedQuantizer(OptionalState):
     def _after_load(self, prefix: str) -> None:
         bits = int(self.fixed_bits)
         if bits and not 2 <= bits <= 32:
-            raise CheckpointError(
-                f"{prefix}fixed_bits is {bits}, not within [2, 32]: the checkpoint is damaged"
-            )
+            raise CheckpointError(f"{prefix}fixed_bits is {bits}, not within [2, 32]: the checkpoint is damaged")
         self._follow_fixed_bits()
 
     def _follow_fixed_bits(self) -> None:

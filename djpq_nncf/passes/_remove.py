@@ -3,6 +3,7 @@
 
 import copy
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -95,6 +96,7 @@ def _freeze_quantizers(model: GraphModule) -> None:
 
 
 def _slice_parameters(model: GraphModule, removal: Removal) -> None:
+    sliced: dict[str, Tensor] = {}
     for name, labels in removal.analysis.parameter_labels.items():
         tensor = _get_tensor(model, name)
         if tensor is None:  # removed with dead code
@@ -104,7 +106,8 @@ def _slice_parameters(model: GraphModule, removal: Removal) -> None:
             if ids is not None and (kept := kept_indices(ids, removal.keep)).size < ids.size:
                 smaller = smaller.index_select(dim, torch.from_numpy(kept).to(smaller.device))
         if smaller is not tensor:
-            _set_parameter(model, name, smaller)
+            sliced[name] = smaller
+    _set_parameters(model, sliced)
 
 
 def _get_tensor(model: GraphModule, name: str) -> Tensor | None:
@@ -116,15 +119,22 @@ def _get_tensor(model: GraphModule, name: str) -> Tensor | None:
 
 
 def _set_parameter(model: GraphModule, name: str, value: Tensor) -> None:
-    """Replace a parameter or buffer; tied ones (other names of the same tensor) follow and stay tied."""
-    old = _get_tensor(model, name)
-    assert old is not None
-    new = value.detach().clone()
-    if isinstance(old, nn.Parameter):
-        new = nn.Parameter(new, requires_grad=old.requires_grad)
+    _set_parameters(model, {name: value})
+
+
+def _set_parameters(model: GraphModule, values: Mapping[str, Tensor]) -> None:
+    """Replace parameters and buffers; tied ones (other names of the same tensor) follow and stay tied."""
+    new: dict[int, Tensor] = {}
+    for name, value in values.items():
+        old = _get_tensor(model, name)
+        assert old is not None
+        copied = value.detach().clone()
+        new[id(old)] = (
+            nn.Parameter(copied, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else copied
+        )
     for module in model.modules():
-        tensors: dict[str, Tensor | None]
-        for tensors in (module._parameters, module._buffers):  # type: ignore[assignment]
+        pools: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for tensors in pools:
             for key, tensor in tensors.items():
-                if tensor is old:
-                    tensors[key] = new
+                if id(tensor) in new:
+                    tensors[key] = new[id(tensor)]

@@ -39,9 +39,7 @@ def test_name_can_be_taken_once() -> None:
 def test_unknown_name_lists_the_known_ones() -> None:
     registry.register_algorithm("djpq")(object)
     registry.register_algorithm("other")(object)
-    with pytest.raises(
-        ConfigError, match=r'"DJPG"; the closest known one is "djpq" \(known: "djpq", "other"\)'
-    ):
+    with pytest.raises(ConfigError, match=r'"DJPG"; the closest known one is "djpq" \(known: "djpq", "other"\)'):
         registry.get_algorithm("DJPG")
 
 

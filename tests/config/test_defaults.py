@@ -106,9 +106,7 @@ def test_given_values_stay() -> None:
         "pruning alone",
     ],
 )
-def test_target_is_the_default_only_where_nothing_else_drives(
-    given: dict[str, Any], ratio: float | None
-) -> None:
+def test_target_is_the_default_only_where_nothing_else_drives(given: dict[str, Any], ratio: float | None) -> None:
     assert settings(**given)["target"]["bops_ratio"] == ratio
 
 

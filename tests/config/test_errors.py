@@ -239,9 +239,7 @@ BROKEN: list[tuple[str, Any, str, tuple[str, ...]]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("config", "path", "parts"), [case[1:] for case in BROKEN], ids=[case[0] for case in BROKEN]
-)
+@pytest.mark.parametrize(("config", "path", "parts"), [case[1:] for case in BROKEN], ids=[case[0] for case in BROKEN])
 def test_broken_config(config: Any, path: str, parts: tuple[str, ...]) -> None:
     with pytest.raises(ConfigError) as caught:
         NNCFConfig.from_dict(config)

@@ -59,8 +59,6 @@ def test_union() -> None:
 
 
 def test_unmatched_entries_are_named_as_written() -> None:
-    scope = ScopeSettings.from_config(["conv1", "conv9", "{re}^fc", "{re}^x"]) | ScopeSettings(
-        types=("gelu",)
-    )
+    scope = ScopeSettings.from_config(["conv1", "conv9", "{re}^fc", "{re}^x"]) | ScopeSettings(types=("gelu",))
     layers = [("conv1", "conv2d"), ("fc", "linear")]
     assert scope.unmatched(layers) == ("conv9", "{re}^x", "gelu")

@@ -25,9 +25,7 @@ def _power(base: float, exponent: float) -> float:
 
 def quantized(x: Array, d: float, q_m: float, t: float, q_s: float) -> Array:
     """Eq. (2)."""
-    return _by_region(
-        x, q_m, q_s, lambda a: d * np.rint(_power(a - q_s, t) / d), d * np.rint((q_m - q_s) ** t / d)
-    )
+    return _by_region(x, q_m, q_s, lambda a: d * np.rint(_power(a - q_s, t) / d), d * np.rint((q_m - q_s) ** t / d))
 
 
 def gradient_d(x: Array, d: float, q_m: float, t: float, q_s: float) -> Array:
@@ -36,9 +34,7 @@ def gradient_d(x: Array, d: float, q_m: float, t: float, q_s: float) -> Array:
     def rounding_error(mapped: float) -> float:
         return float(np.rint(mapped / d) - mapped / d)
 
-    return _by_region(
-        x, q_m, q_s, lambda a: rounding_error(_power(a - q_s, t)), rounding_error((q_m - q_s) ** t)
-    )
+    return _by_region(x, q_m, q_s, lambda a: rounding_error(_power(a - q_s, t)), rounding_error((q_m - q_s) ** t))
 
 
 def gradient_q_m(x: Array, d: float, q_m: float, t: float, q_s: float) -> Array:

@@ -29,9 +29,7 @@ def _values(q_m: float, q_s: float) -> np.ndarray:
     return np.concatenate([random, special, -np.array(special), [5 * q_m, -5 * q_m]])
 
 
-def _run(
-    x: np.ndarray, upstream: np.ndarray, t: float | None, q_s: float, signed: bool
-) -> tuple[np.ndarray, ...]:
+def _run(x: np.ndarray, upstream: np.ndarray, t: float | None, q_s: float, signed: bool) -> tuple[np.ndarray, ...]:
     values = torch.tensor(x, requires_grad=True)
     scalars = [_scalar(STEP), _scalar(RANGE)] + ([] if t is None else [_scalar(t)])
     d, q_m = scalars[:2]
@@ -209,9 +207,7 @@ def test_half_precision_is_computed_in_float32(dtype: torch.dtype, t: float | No
     gradients = []
     for values in (x.clone().requires_grad_(), x.float().requires_grad_()):
         scalars = [_scalar(v, torch.float32) for v in (STEP, RANGE, *([] if t is None else [t]))]
-        result = learned_quantize(
-            values, scalars[0], scalars[1], None if t is None else scalars[2], SMALL, True
-        )
+        result = learned_quantize(values, scalars[0], scalars[1], None if t is None else scalars[2], SMALL, True)
         assert result.dtype == values.dtype
         gradients.append((result, *torch.autograd.grad(result.sum(), [values, *scalars])))
     half, full = gradients

@@ -19,6 +19,7 @@ TOLERANCE = 0.02
 
 _POWERS_OF_TWO = (2, 4, 8)
 _SPARED = 4
+_TRIED = 256
 
 
 def choices_of(bits: BitWidths, *, power_of_two: bool) -> BitChoices:
@@ -168,10 +169,21 @@ class Decision:
             everything = self._rounded(~self._closed_by_hand)
             for spare in range(_SPARED):
                 reopened = self._close_until(everything, bits, spare=spare)
-                trials.append(
-                    (reopened, choose_bits(self._choices, self._macs(reopened), self._budget, tolerance=TOLERANCE))
-                )
+                fitting = choose_bits(self._choices, self._macs(reopened), self._budget, tolerance=TOLERANCE)
+                trials += [(reopened, fitting), (self._reopen(reopened, fitting), fitting)]
         return best()
+
+    def _reopen(self, keep: np.ndarray, bits: Integers) -> np.ndarray:
+        """Open single channels that still fit into the budget, greatest alpha first."""
+        if self._settings.pruning.round_to > 1:
+            return keep
+        closed = np.flatnonzero(~keep & ~self._closed_by_hand)
+        for channel in closed[np.argsort(-self._log_alpha[closed], kind="stable")][:_TRIED]:
+            trial = keep.copy()
+            trial[channel] = True
+            if self._bops(trial, bits) <= self._budget:
+                keep = trial
+        return keep
 
 
 def least_bops(choices: BitChoices, cost: CostModel, *, prunable: bool) -> float:

@@ -4,6 +4,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import nn
 from torch.fx import GraphModule
@@ -76,9 +77,13 @@ class CompressedNetwork:
         return weight
 
     def weight_bits_in_use(self, name: str) -> int:
-        """The smallest grid that holds the codes of a frozen weight: what a file that stores them needs."""
-        codes = int(self.weight_quantizers[name].grid_codes(self.gated_weight(name)).abs().max())
-        return next(bits for bits in range(2, FLOAT_BITS + 1) if signed_levels(bits) >= codes)
+        """The smallest grid that holds the codes of a frozen weight: what a file that stores them needs.
+
+        Codes that are all multiples of a number lie on a grid that much coarser.
+        """
+        codes = self.weight_quantizers[name].grid_codes(self.gated_weight(name)).abs().cpu().numpy()
+        largest = int(codes.max()) // max(1, int(np.gcd.reduce(codes, axis=None)))
+        return next(bits for bits in range(2, FLOAT_BITS + 1) if signed_levels(bits) >= largest)
 
     @torch.no_grad()
     def statistics(self, bits: BitWidths, threshold: float | None) -> DJPQStatistics:

@@ -9,7 +9,10 @@ from djpq_nncf.algorithms._contract import CompressionScheduler
 from djpq_nncf.algorithms.djpq._settings import ScheduleSettings
 
 _FIRST_STRENGTH = 0.05
-_LOWEST_STRENGTH, _HIGHEST_STRENGTH = 1e-4, 1e3
+_LOWEST_STRENGTH = 1e-4
+# Gates answer late: a channel is useless long before its alpha falls below the threshold. Without a limit the
+# strength would rise meanwhile until every gate is closed. What it leaves undone, the freeze does.
+_HIGHEST_STRENGTH = 2.0
 _PROPORTIONAL_GAIN = 4.0
 _INTEGRAL_GAIN = 60.0
 

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``djpq-nncf inspect``."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from djpq_nncf.cli import app
+
+NETWORKS = """
+import torch
+from torch import nn
+
+def small():
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(),
+        nn.Conv2d(6, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+
+class Summed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3)
+        self.head = nn.Conv2d(6, 4, 1)
+    def forward(self, x):
+        return self.head(torch.cumsum(self.conv(x), dim=1))
+
+def needs_argument(width):
+    return small()
+
+def fails():
+    raise ValueError("no weights here")
+
+def text():
+    return "a network"
+
+ready = small()
+number = 3
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a module of networks, under a name of its own."""
+    (tmp_path / "inspected_networks.py").write_text(NETWORKS)
+    (tmp_path / "inspected_broken.py").write_text("import absent_package\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "inspected_networks", raising=False)
+    return tmp_path
+
+
+def inspect(*arguments: str) -> Any:
+    return CliRunner().invoke(app, ["inspect", *arguments])
+
+
+def write_config(**entries: Any) -> str:
+    Path("config.json").write_text(json.dumps({"compression": {"algorithm": "djpq"}, **entries}))
+    return "config.json"
+
+
+@pytest.mark.parametrize("factory", ["small", "ready"])
+def test_layers_groups_and_quantizers(factory: str) -> None:
+    result = inspect(f"inspected_networks:{factory}", "--input-shape", "1,3,8,8")
+    assert result.exit_code == 0, result.output
+    lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
+    macs = 64 * 6 * 27, 64 * 8 * 54, 32
+    assert f"MACs per sample {sum(macs):,}" in lines
+    assert f"BOPs per sample {1024 * sum(macs):,} (32-bit weights and activations)" in lines
+    assert "prunable channels 14 in 2 groups" in lines
+    assert "0, 6 channels" in lines
+    assert "0 out; 1; 3 in" in lines
+    assert "3, 8 channels" in lines
+    assert "3 out; 7 in" in lines
+    assert "input_1 input input_1 signed no 8 0" in lines
+    assert any(line.startswith("relu 2 (relu) unsigned no learned 3") for line in lines)
+    assert "7: 4 channels stay, is an output of the network" in lines
+
+
+def test_frozen_channels_come_with_the_operator() -> None:
+    result = inspect("inspected_networks:Summed", "--input-shape", "1x3x8x8")
+    assert result.exit_code == 0, result.output
+    (line,) = (line for line in result.stdout.splitlines() if "conv: 6 channels stay" in line)
+    assert "cumsum" in line
+
+
+def test_config_gives_shape_and_scopes() -> None:
+    compression = {"algorithm": "djpq", "quantization": {"ignored_scopes": ["7"]}, "pruning": {"enabled": False}}
+    config = write_config(input_info={"sample_size": [1, 3, 8, 8]}, compression=compression)
+    result = inspect("inspected_networks:small", config)
+    assert result.exit_code == 0, result.output
+    assert "Channel groups: none" in result.stdout
+    (linear,) = (line for line in result.stdout.splitlines() if " linear " in line)
+    assert linear.split()[-2:] == ["FP32", "FP32"]
+
+
+def test_torchvision() -> None:
+    result = inspect("torchvision:squeezenet1_1", "--input-shape", "1,3,64,64")
+    assert result.exit_code == 0, result.output
+    assert "features.3.expand3x3" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ("inspected_networks", "Write package.module:factory"),
+        ("absent_module:net", "no Python module 'absent_module'"),
+        ("inspected_broken:net", "Importing 'inspected_broken' raised ModuleNotFoundError"),
+        ("inspected_networks:smal", "Did you mean 'small'?"),
+        ("inspected_networks:fails", "raised ValueError: no weights here"),
+        ("inspected_networks:needs_argument", "called without arguments, raised TypeError"),
+        ("inspected_networks:text", "returned a str, not a torch.nn.Module"),
+        ("inspected_networks:number", "is a int"),
+        ("torchvision:resnet81", "Did you mean 'resnet18'?"),
+    ],
+)
+def test_unusable_model_is_one_error(model: str, expected: str) -> None:
+    result = inspect(model, "--input-shape", "1,3,8,8")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: ")
+    assert expected in result.stderr
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize("shape", ["", "3", "1,3,0,8", "1,3,-1", "one,3"])
+def test_unusable_shape(shape: str) -> None:
+    result = inspect("inspected_networks:small", "--input-shape", shape)
+    assert result.exit_code == 1
+    assert "--input-shape" in result.stderr
+
+
+def test_unknown_shape() -> None:
+    result = inspect("inspected_networks:small", write_config())
+    assert result.exit_code == 1
+    assert "--input-shape 1,3,224,224" in result.stderr
+    assert "input_info" in result.stderr
+
+
+def test_shape_that_does_not_fit() -> None:
+    result = inspect("inspected_networks:small", "--input-shape", "1,4,8,8")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: ")
