@@ -100,8 +100,19 @@ class Gate(OptionalState):
             raise ValueError(f"at least one of {self.size} channels has to stay open")
         self.open.copy_(still_open)
 
+    @torch.no_grad()
+    def project_(self) -> None:
+        """Keep the largest ``|mu|`` from falling below 1; ``sigma`` is scaled along, so that alpha stays.
+
+        The weights that read a group have a scale of their own, so that of its gate means nothing. Left free, the
+        penalty drives all means to zero together, and the product with the weights leaves the range of its quantizer.
+        """
+        scale = self.mu.abs().max().clamp(min=_EPSILON, max=1.0)
+        self.mu.div_(scale)
+        self.log_variance.sub_(2 * scale.log())
+
     def freeze(self) -> None:
-        """End the noise. ``mu`` stays trainable (it folds into the weights), the variance does not."""
+        """End the noise and the learning: what remains is a mask, and means to be folded into the weights."""
         self.frozen.fill_(True)
         self._follow_frozen()
 
@@ -112,9 +123,10 @@ class Gate(OptionalState):
 
     def _follow_frozen(self) -> None:
         self._frozen = bool(self.frozen)
-        self.log_variance.requires_grad_(not self._frozen)
-        if self._frozen:
-            self.log_variance.grad = None  # else an optimizer would go on moving it
+        for parameter in (self.mu, self.log_variance):
+            parameter.requires_grad_(not self._frozen)
+            if self._frozen:
+                parameter.grad = None  # else an optimizer would go on moving it
 
     def extra_repr(self) -> str:
         return f"size={self.size}, frozen={self._frozen}"

@@ -68,6 +68,7 @@ def test_resumed_run_is_bit_identical(uninterrupted: tuple[Path, dict[str, Tenso
     controller, optimizer = build(checkpoint.compression_state)
     torch.manual_seed(99)  # whatever the new process drew
     checkpoint.restore(controller, optimizer)
+    assert controller.get_compression_state() == checkpoint.compression_state
     for _ in range(epoch, EPOCHS):
         train_epoch(controller, optimizer)
     state = controller.model.state_dict()

@@ -38,7 +38,7 @@ def test_algorithm_alone_is_enough() -> None:
             "enabled": True,
             "beta": None,
             "power_of_two": False,
-            "lr_multiplier": 1.0,
+            "lr_multiplier": 5.0,
             "ignored_scopes": [],
             "target_scopes": None,
             "weights": {

@@ -47,7 +47,7 @@ def test_eval_and_frozen_have_no_noise() -> None:
     assert torch.equal(gate.eval()(), gate.mu)
     gate.train().freeze()
     assert torch.equal(gate(), gate.mu)
-    assert gate.mu.requires_grad
+    assert not gate.mu.requires_grad
     assert not gate.log_variance.requires_grad
 
 
@@ -154,3 +154,20 @@ def test_compiles_to_one_graph() -> None:
     torch.testing.assert_close(compiled(), gate())
     gate.sample_(torch.Generator().manual_seed(4))
     torch.testing.assert_close(compiled(), gate())
+
+
+def test_a_common_factor_of_the_means_is_undone() -> None:
+    gate = Gate(3, log_variance=-2.0)
+    gate.mu.data = torch.tensor([0.25, -0.5, 0.1])
+    before, penalty = gate.log_alpha().detach().clone(), gate.penalty().detach().clone()
+    gate.project_()
+    torch.testing.assert_close(gate.mu.detach(), torch.tensor([0.5, -1.0, 0.2]))
+    torch.testing.assert_close(gate.log_alpha().detach(), before, atol=1e-5, rtol=0)
+    torch.testing.assert_close(gate.penalty().detach(), penalty, atol=1e-5, rtol=0)
+
+
+def test_a_mean_above_one_is_left_alone() -> None:
+    gate = Gate(2)
+    gate.mu.data = torch.tensor([1.5, 0.1])
+    gate.project_()
+    torch.testing.assert_close(gate.mu.detach(), torch.tensor([1.5, 0.1]))

@@ -143,6 +143,19 @@ def test_similar_names_do_not_collide() -> None:
         network.model(images())
 
 
+def test_layers_that_nncf_leaves_out_share_the_quantizer_of_their_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("djpq_nncf.passes._placement.find_quantization_points", lambda *_, **__: ())
+    network = quantize("projection_residual")
+    inputs = network.placement.inputs_of
+    assert inputs["conv1"] == inputs["shortcut"]
+    nodes = {node.name: node for node in network.model.graph.nodes}
+    for operator in network.operators:
+        source = nodes[operator.node].args[0]
+        assert isinstance(source, Node)
+        (name,) = inputs[operator.layer]
+        assert quantizer_of(network.model, source) is network.activation_quantizers[name]
+
+
 def test_original_names_stay() -> None:
     model = NETWORKS["bottleneck"]()
     network = insert_into(model, images())

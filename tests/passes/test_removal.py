@@ -118,6 +118,9 @@ def test_stripped_equals_gated(pruned: Case, seed: int) -> None:
         for dim, ids in enumerate(labels):
             kept = original[name].shape[dim] if ids is None else int(((ids < 0) | keep[ids]).sum())
             assert stripped.state_dict()[name].shape[dim] == kept
+    for module in stripped.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.weight.shape == (module.num_features,)
     assert sum(value.numel() for value in stripped.parameters()) < sum(
         value.numel() for name, value in network.model.named_parameters() if not name.startswith("compression")
     )

@@ -186,6 +186,6 @@ def _check_target(network: CompressedNetwork, settings: DJPQSettings) -> None:
     if least > target:
         raise ConfigError(
             f"$.compression.target.bops_ratio: {target} is out of reach. With every bit-width at its least this "
-            f"network has {least:.5f} of its BOPs. Ask for more than that, lower min_bits or input_bits, take layers out of "
-            "ignored_scopes, or enable pruning."
+            f"network has {least:.5f} of its BOPs. Ask for more than that, lower min_bits or input_bits, take "
+            "layers out of ignored_scopes, or enable pruning."
         )

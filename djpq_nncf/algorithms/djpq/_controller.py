@@ -140,6 +140,7 @@ class DJPQController(CompressionController):
             channels = network.analysis.groups[name].channels
             gate.close((~torch.from_numpy(keep[channels.start : channels.stop])).nonzero().flatten())
             gate.freeze()
+        network.fold_gates()
         for quantizer, width in zip(self._bits.quantizers.values(), bits.tolist(), strict=True):
             quantizer.fix_bits(int(width))
         network.tighten_weight_ranges()
@@ -220,7 +221,10 @@ class DJPQController(CompressionController):
         for quantizer in self._bits.quantizers.values():
             quantizer.project_()
         if self._frozen:
+            self._network.tighten_weight_ranges()
             return
+        for gate in self._network.gates.values():
+            gate.project_()
         if self._strength is not None and self._latest_ratio is not None:
             self._strength.update(float(self._latest_ratio), self.scheduler.progress, self.scheduler.joint_steps)
         self._draw_noise()

@@ -19,7 +19,7 @@ TOLERANCE = 0.02
 
 _POWERS_OF_TWO = (2, 4, 8)
 _SPARED = 4
-_TRIED = 256
+_TRIED = 64
 
 
 def choices_of(bits: BitWidths, *, power_of_two: bool) -> BitChoices:
@@ -170,7 +170,8 @@ class Decision:
             for spare in range(_SPARED):
                 reopened = self._close_until(everything, bits, spare=spare)
                 fitting = choose_bits(self._choices, self._macs(reopened), self._budget, tolerance=TOLERANCE)
-                trials += [(reopened, fitting), (self._reopen(reopened, fitting), fitting)]
+                trials.append((reopened, fitting))
+            trials += [(self._reopen(*trial), trial[1]) for trial in trials]
         return best()
 
     def _reopen(self, keep: np.ndarray, bits: Integers) -> np.ndarray:

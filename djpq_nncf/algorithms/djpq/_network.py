@@ -50,6 +50,14 @@ class CompressedNetwork:
         }
 
     @torch.no_grad()
+    def fold_gates(self) -> None:
+        """Move the gates' means into the weights they act on; what stays of a gate is its mask."""
+        for name in {consumer.weight for consumer in self.analysis.consumers}:
+            self.model.get_parameter(name).copy_(self.gated_weight(name))
+        for gate in self.gates.values():
+            gate.mu.fill_(1.0)
+
+    @torch.no_grad()
     def tighten_weight_ranges(self) -> None:
         """No weight range exceeds the largest weight: levels that nothing uses are wasted."""
         for name, quantizer in self.weight_quantizers.items():

@@ -15,8 +15,7 @@ from djpq_nncf.nn import Gate
 GATE_SHARE = 2.0
 """Weight of the gates' penalty against log BOPs, where a target sets the strength.
 
-Larger values trade bits for channels: on the network of benchmarks/fashion_mnist.py at 1/100 of the BOPs, 0.1 removes
-next to nothing, 4 removes a quarter of the MACs and costs about half a point.
+Larger values trade bits for channels.
 """
 
 

@@ -14,6 +14,8 @@ from djpq_nncf.algorithms.djpq import CompressedNetwork
 from djpq_nncf.algorithms.djpq._bits import BitWidths
 from djpq_nncf.algorithms.djpq._budget import BitChoices, Floats, Integers, choose_bits
 from djpq_nncf.algorithms.djpq._freezing import Decision, choices_of, least_bops
+from djpq_nncf.cost import MacOperator
+from djpq_nncf.nn import ActivationQuantizer
 from tests.helpers import NETWORKS, PRUNING_ONLY, VGG7, images, insert_into, settings_of
 
 
@@ -110,6 +112,20 @@ def test_unquantized_layers_count_with_32_bits() -> None:
 def test_widest_input_counts() -> None:
     choices = BitChoices(np.array([4.0, 5.0, 6.0]), [(4,), (5,), (6,)], np.array([0]), np.array([[1, 2]]))
     assert choices.bops(np.array([10.0]), np.array([4, 5, 6])) == 10 * 4 * 6
+
+
+def test_widest_input_counts_while_bits_are_learned() -> None:
+    """At a concatenation; nothing in front of a layer means 32 bits."""
+    operators = [
+        MacOperator(name, name, "conv2d", f"{name}.weight", (4, 4, 1, 1), 100) for name in ("joined", "floating")
+    ]
+    narrow, wide = ActivationQuantizer(signed=False), ActivationQuantizer(signed=False)
+    narrow.initialize_(1.0, 3)
+    wide.initialize_(1.0, 5)
+    bits = BitWidths(operators, {}, {"narrow": narrow, "wide": wide}, {"joined": ("narrow", "wide")})
+    weight_bits, input_bits = bits.soft()
+    assert weight_bits.tolist() == [32, 32]
+    assert input_bits.tolist() == pytest.approx([5, 32])
 
 
 @functools.cache

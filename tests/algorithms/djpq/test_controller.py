@@ -84,7 +84,7 @@ def test_starts_close_to_the_original() -> None:
 
 
 def test_train_and_eval_differ_as_they_should() -> None:
-    controller, compressed = compress(NETWORKS["plain"](), pruning={"initial_log_variance": -2.0})
+    controller, compressed = compress(NETWORKS["identity_residual"](), pruning={"initial_log_variance": -2.0})
     x = images(4)
     with torch.no_grad():
         compressed.eval()
@@ -334,6 +334,8 @@ def test_batchnorm_is_reestimated_at_the_freeze() -> None:
     norm = compressed.get_submodule("bn1")
     assert isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None
     norm.running_mean.fill_(100.0)
+    assert norm.num_batches_tracked is not None
+    norm.num_batches_tracked.fill_(1000)
     controller.freeze()
     inputs = torch.cat([x for x, _ in data])
     with torch.no_grad():
@@ -345,6 +347,18 @@ def test_batchnorm_is_reestimated_at_the_freeze() -> None:
     torch.testing.assert_close(norm.running_mean, expected, rtol=1e-3, atol=1e-4)
     assert norm.momentum == 0.1
     assert norm.num_batches_tracked == len(data)
+
+
+def test_unused_weight_range_is_given_up_at_the_freeze() -> None:
+    """So that the bits that were decided are all used."""
+    controller, _ = compress(NETWORKS["plain"](), quantization={"weights": {"bits": 6}, "activations": {"bits": 6}})
+    quantizer = controller._network.weight_quantizers["conv2.weight"]
+    with torch.no_grad():
+        quantizer.log_range.add_(2.0)
+    controller.freeze()
+    largest = controller._network.gated_weight("conv2.weight").abs().max()
+    torch.testing.assert_close(quantizer.range().detach(), largest)
+    assert {layer.weight_bits for layer in controller.statistics().djpq.layers} == {6}
 
 
 def test_missing_data() -> None:
