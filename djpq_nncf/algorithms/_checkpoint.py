@@ -64,9 +64,9 @@ class Checkpoint:
                     "saved the checkpoint."
                 ) from error
         torch.set_rng_state(self._tensors["rng.cpu"])
-        cuda = [value for name, value in sorted(self._tensors.items()) if name.startswith("rng.cuda.")]
-        if cuda and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(cuda)
+        for index in range(torch.cuda.device_count()):
+            if f"rng.cuda.{index}" in self._tensors:
+                torch.cuda.set_rng_state(self._tensors[f"rng.cuda.{index}"], index)
 
 
 def save_checkpoint(

@@ -7,6 +7,7 @@ from typing import Any
 from djpq_nncf.config._problems import Path, Problem
 
 _JOINT_SHARE = 0.6
+_PRUNING_ONLY_RATIO = 0.5  # without quantization BOPs fall only as MACs do
 _POWERS_OF_TWO = (2, 4, 8)
 
 
@@ -78,6 +79,8 @@ def _target_problems(settings: dict[str, Any], given: dict[str, Any]) -> Iterato
                 "are fixed; remove it, enable pruning, or set bits of weights or activations to null",
             )
         return
+    if not settings["quantization"]["enabled"] and target["bops_ratio"] is not None:
+        target["bops_ratio"] = _PRUNING_ONLY_RATIO
     if not learns or any(settings[half]["enabled"] for half, _ in strengths):
         target["bops_ratio"] = None
     elif target["bops_ratio"] is None:

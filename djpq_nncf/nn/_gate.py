@@ -107,7 +107,7 @@ class Gate(OptionalState):
         The weights that read a group have a scale of their own, so that of its gate means nothing. Left free, the
         penalty drives all means to zero together, and the product with the weights leaves the range of its quantizer.
         """
-        scale = self.mu.abs().max().clamp(min=_EPSILON, max=1.0)
+        scale = (self.mu.abs() * self.open).max().clamp(min=_EPSILON, max=1.0)
         self.mu.div_(scale)
         self.log_variance.sub_(2 * scale.log())
 

@@ -34,7 +34,7 @@ def find_nonnegative(model: GraphModule) -> set[str]:
                 found.add(node)
         elif node.target in _KEEPS or _is_dropout(model, node):
             sources = [source for source in node.all_input_nodes if isinstance(source.meta["val"], torch.Tensor)]
-            scalars = [value for value in node.args[1:] if isinstance(value, (int, float))]
+            scalars = [v for v in (*node.args[1:], *node.kwargs.values()) if isinstance(v, (int, float))]
             arithmetic = node.target in (aten.add.Tensor, aten.mul.Tensor)
             if all(source in found for source in sources) and not (arithmetic and any(v < 0 for v in scalars)):
                 found.add(node)

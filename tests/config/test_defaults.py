@@ -95,7 +95,7 @@ def test_given_values_stay() -> None:
             },
             None,
         ),
-        ({"quantization": {"enabled": False}}, 0.02),
+        ({"quantization": {"enabled": False}}, 0.5),
     ],
     ids=[
         "gamma",

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a captured graph and the settings to a controller."""
 
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch.fx import GraphModule
 from djpq_nncf.algorithms._registry import register_algorithm
 from djpq_nncf.algorithms.djpq._bits import BitWidths
 from djpq_nncf.algorithms.djpq._controller import DJPQController
-from djpq_nncf.algorithms.djpq._freezing import choices_of, least_bops
+from djpq_nncf.algorithms.djpq._freezing import TOLERANCE, choices_of, reachable_bops
 from djpq_nncf.algorithms.djpq._initialization import initialize_activation_ranges, initialize_weight_ranges
 from djpq_nncf.algorithms.djpq._network import CompressedNetwork
 from djpq_nncf.algorithms.djpq._settings import DJPQSettings
@@ -182,10 +183,16 @@ def _check_target(network: CompressedNetwork, settings: DJPQSettings) -> None:
         network.placement.inputs_of,
     )
     choices = choices_of(bits, power_of_two=settings.quantization.power_of_two)
-    least = least_bops(choices, network.cost, prunable=bool(network.gates))
+    least, greatest = reachable_bops(choices, network.cost, network.analysis)
     if least > target:
         raise ConfigError(
-            f"$.compression.target.bops_ratio: {target} is out of reach. With every bit-width at its least this "
-            f"network has {least:.5f} of its BOPs. Ask for more than that, lower min_bits or input_bits, take "
-            "layers out of ignored_scopes, or enable pruning."
+            f"$.compression.target.bops_ratio: {target} is out of reach. With every bit-width at its least and every "
+            f"prunable channel but one of a group gone this network has {least:.5f} of its BOPs. Ask for more than "
+            "that, lower min_bits or input_bits, take layers out of ignored_scopes, or enable pruning."
+        )
+    if greatest < (1 - TOLERANCE) * target:
+        warnings.warn(
+            f"$.compression.target.bops_ratio: {target} asks for nothing. With every bit-width at its greatest this "
+            f"network has {greatest:.5f} of its BOPs already.",
+            stacklevel=4,
         )

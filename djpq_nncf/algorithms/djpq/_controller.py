@@ -7,14 +7,16 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from djpq_nncf.algorithms._batchnorm import reestimate_batchnorm
 from djpq_nncf.algorithms._contract import CompressionController, CompressionStage
 from djpq_nncf.algorithms.djpq._bits import BitWidths
-from djpq_nncf.algorithms.djpq._freezing import Decision
+from djpq_nncf.algorithms.djpq._freezing import TOLERANCE, Decision
 from djpq_nncf.algorithms.djpq._groups import PrunableGroup
 from djpq_nncf.algorithms.djpq._network import CompressedNetwork
 from djpq_nncf.algorithms.djpq._objective import Objective
@@ -54,6 +56,7 @@ class DJPQController(CompressionController):
         self._seed = seed
         self._data = data
         self._frozen = False
+        self._kept: np.ndarray | None = None
         self._bits = BitWidths(
             network.operators,
             network.weight_quantizers,
@@ -144,10 +147,17 @@ class DJPQController(CompressionController):
         for quantizer, width in zip(self._bits.quantizers.values(), bits.tolist(), strict=True):
             quantizer.fix_bits(int(width))
         network.tighten_weight_ranges()
-        self._frozen = True
+        samples = self._settings.initializer.num_bn_adaptation_samples
         if self._data is not None:
-            samples = self._settings.initializer.num_bn_adaptation_samples
             reestimate_batchnorm(self.model, self._data, samples)
+        elif samples and any(isinstance(module, _BatchNorm) for module in self.model.modules()):
+            warnings.warn(
+                "The model is frozen without init_data, so its BatchNorm statistics are not re-estimated. Pass "
+                "init_data to create_compressed_model, also when resuming.",
+                stacklevel=2,
+            )
+        self._frozen = True
+        self._warn_if_off_target()
 
     def compression_stage(self) -> CompressionStage:
         """Uncompressed before the first step, fully compressed once frozen."""
@@ -178,7 +188,7 @@ class DJPQController(CompressionController):
             CheckpointError: the state belongs to another network, algorithm or version.
         """
         self._check_state(state)
-        self._frozen = bool(state["frozen"])
+        self._frozen, self._kept = bool(state["frozen"]), None
         self._seed = int(state["seed"])
         self.scheduler.load_state(state["scheduler"])
         if self._strength is not None and state["strength"] is not None:
@@ -221,7 +231,9 @@ class DJPQController(CompressionController):
         for quantizer in self._bits.quantizers.values():
             quantizer.project_()
         if self._frozen:
-            self._network.tighten_weight_ranges()
+            if self._kept is None:
+                self._kept = kept_channels(self._network.analysis, self._network.gates)
+            self._network.tighten_weight_ranges(self._kept)
             return
         for gate in self._network.gates.values():
             gate.project_()
@@ -234,6 +246,16 @@ class DJPQController(CompressionController):
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self.scheduler.global_step)
         for gate in self._network.gates.values():
             gate.sample_(generator)
+
+    def _warn_if_off_target(self) -> None:
+        target = self._settings.target.bops_ratio
+        reached = self.statistics().djpq.bops_ratio
+        if target is not None and not (1 - TOLERANCE) * target <= reached <= target:
+            warnings.warn(
+                f"The frozen network has {reached:.5f} of the BOPs where {target:.5f} was asked for: whole bits and "
+                "channels (in steps of pruning.round_to) come no closer.",
+                stacklevel=3,
+            )
 
     def _check_parameters(self) -> None:
         for name, parameter in self.model.named_parameters():

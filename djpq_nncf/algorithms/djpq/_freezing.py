@@ -11,7 +11,7 @@ from djpq_nncf.algorithms.djpq._bits import BitWidths
 from djpq_nncf.algorithms.djpq._budget import BitChoices, Floats, Integers, choose_bits
 from djpq_nncf.algorithms.djpq._settings import DJPQSettings
 from djpq_nncf.channels import ChannelAnalysis
-from djpq_nncf.cost import FLOAT_BITS, CostModel
+from djpq_nncf.cost import CostModel
 from djpq_nncf.nn import Gate
 
 TOLERANCE = 0.02
@@ -187,10 +187,13 @@ class Decision:
         return keep
 
 
-def least_bops(choices: BitChoices, cost: CostModel, *, prunable: bool) -> float:
-    """The smallest BOPs / baseline that bits alone can reach (0 where channels can go too)."""
-    if prunable:
-        return 0.0
-    macs = np.array([float(operator.macs) for operator in cost.operators])
-    least = np.array([allowed[0] for allowed in choices.admissible], dtype=np.int64)
-    return choices.bops(macs, least) / (cost.baseline_macs * FLOAT_BITS**2)
+def reachable_bops(choices: BitChoices, cost: CostModel, analysis: ChannelAnalysis) -> tuple[float, float]:
+    """The smallest and the greatest BOPs / baseline: least bits and one channel a group, greatest bits and all."""
+    keep = np.zeros(analysis.channel_count, dtype=bool)
+    keep[[group.channels.start for group in analysis.groups.values()]] = True
+    ratios = []
+    for channels, end in ((keep, 0), (np.ones_like(keep), -1)):
+        macs = np.array(cost.exact_macs(channels), dtype=np.float64)
+        bits = np.array([allowed[end] for allowed in choices.admissible], dtype=np.int64)
+        ratios.append(choices.bops(macs, bits) / cost.baseline_bops)
+    return ratios[0], ratios[1]

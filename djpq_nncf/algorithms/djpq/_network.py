@@ -58,18 +58,22 @@ class CompressedNetwork:
             gate.mu.fill_(1.0)
 
     @torch.no_grad()
-    def tighten_weight_ranges(self) -> None:
-        """No weight range exceeds the largest weight: levels that nothing uses are wasted."""
+    def tighten_weight_ranges(self, keep: np.ndarray | None = None) -> None:
+        """No weight range exceeds the largest weight: levels that nothing uses are wasted.
+
+        Args:
+            keep: what ``kept_channels`` returns, where it is known already.
+        """
         for name, quantizer in self.weight_quantizers.items():
-            largest = self.gated_weight(name).abs().max()
-            quantizer.log_range.clamp_(max=float(largest.clamp_min(1e-8).log()))
+            largest = self.gated_weight(name, keep).abs().max().clamp_min(1e-8).log()
+            quantizer.log_range.copy_(torch.minimum(quantizer.log_range, largest))
             quantizer.project_()
 
     @torch.no_grad()
-    def gated_weight(self, name: str) -> torch.Tensor:
+    def gated_weight(self, name: str, keep: np.ndarray | None = None) -> torch.Tensor:
         """A weight with the gates' means on it, as its quantizer sees it in eval mode; closed outputs are zero."""
         weight = self.model.get_parameter(name).detach().clone()
-        keep = kept_channels(self.analysis, self.gates)
+        keep = kept_channels(self.analysis, self.gates) if keep is None else keep
         means = torch.cat([gate.mu.detach() for gate in self.gates.values()]) if self.gates else None
         consumed = {(consumer.weight, consumer.dim) for consumer in self.analysis.consumers}
         for dim, ids in enumerate(self.analysis.parameter_labels.get(name, ())):

@@ -52,8 +52,9 @@ class Objective:
 
     def bops(self) -> Tensor:
         """[layers] soft BOPs, equations (14) to (16)."""
-        weight_bits, activation_bits = self._bits.soft()
-        return self._cost.soft_bops(self.kept_shares().to(weight_bits.device), weight_bits, activation_bits)
+        kept, (weight_bits, activation_bits) = self.kept_shares(), self._bits.soft()
+        device = kept.device if self._gates else weight_bits.device
+        return self._cost.soft_bops(kept.to(device), weight_bits.to(device), activation_bits.to(device))
 
     def with_strengths(self, gamma: float, beta: float) -> Terms:
         """``gamma * sum log(1 + alpha) + beta * sum BOPs``, as equations (13) and (17) have it."""

@@ -115,6 +115,9 @@ class DJPQScheduler(CompressionScheduler):
     def step(self) -> None:
         self.global_step += 1
         self._steps_this_epoch += 1
+        known = self._settings.steps_per_epoch is not None
+        if not known and self._steps_per_epoch is not None and self._steps_this_epoch > self._steps_per_epoch:
+            self._steps_per_epoch = None  # init_data was a smaller set than the one trained on
         self._before_step()
 
     def get_state(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import torch
 from djpq_nncf.algorithms.djpq import CompressedNetwork
 from djpq_nncf.algorithms.djpq._bits import BitWidths
 from djpq_nncf.algorithms.djpq._budget import BitChoices, Floats, Integers, choose_bits
-from djpq_nncf.algorithms.djpq._freezing import Decision, choices_of, least_bops
+from djpq_nncf.algorithms.djpq._freezing import Decision, choices_of, reachable_bops
 from djpq_nncf.cost import MacOperator
 from djpq_nncf.nn import ActivationQuantizer
 from tests.helpers import NETWORKS, PRUNING_ONLY, VGG7, images, insert_into, settings_of
@@ -266,10 +266,15 @@ def test_fixed_bits_stay() -> None:
     assert ratio <= 0.02
 
 
-def test_least_bops() -> None:
+def test_reachable_bops() -> None:
     network, bits = random_network("plain", 0)
     choices = choices_of(bits, power_of_two=False)
-    assert least_bops(choices, network.cost, prunable=True) == 0
+    least, greatest = reachable_bops(choices, network.cost, network.analysis)
     macs = [operator.macs for operator in network.operators]
-    expected = (macs[0] * 2 * 8 + sum(macs[1:]) * 2 * 2) / (sum(macs) * 1024)
-    assert least_bops(choices, network.cost, prunable=False) == pytest.approx(expected)
+    rows = [operator.weight_shape[0] for operator in network.operators]
+    columns = [operator.weight_shape[1] for operator in network.operators]
+    assert greatest == pytest.approx(64 / 1024)
+    # The input stays at 8 bits, the output layer keeps its rows.
+    expected = macs[0] / rows[0] * 2 * 8 + macs[-1] / columns[-1] * 2 * 2
+    expected += sum(macs[i] / rows[i] / columns[i] * 2 * 2 for i in range(1, len(macs) - 1))
+    assert least == pytest.approx(expected / (sum(macs) * 1024), rel=0.02)

@@ -149,7 +149,7 @@ def test_parameter_groups() -> None:
 
 @pytest.mark.parametrize(("half", "kind"), [(PRUNING_ONLY, "gates"), (QUANTIZATION_ONLY, "quantizers")])
 def test_parameter_groups_of_one_half(half: dict[str, Any], kind: str) -> None:
-    controller, compressed = compress(NETWORKS["plain"](), **half, target={"bops_ratio": 0.05})
+    controller, compressed = compress(NETWORKS["plain"](), **half, target={"bops_ratio": 0.06})
     assert [group["name"] for group in controller.param_groups(lr=0.1)] == ["weights", kind]
     kinds = (Gate, GatedWeight) if kind == "quantizers" else (WeightQuantizer, ActivationQuantizer)
     assert not [module for module in compressed.modules() if isinstance(module, kinds)]
@@ -276,7 +276,10 @@ def test_strip_before_the_freeze_warns() -> None:
 @pytest.mark.parametrize("key", ["ignored_scopes", "target_scopes"])
 def test_scopes_of_both_halves(key: str) -> None:
     controller, _ = compress(
-        NETWORKS["bottleneck"](), pruning={key: ["reduce.0"]}, quantization={key: {"patterns": ["(stem|fc)"]}}
+        NETWORKS["bottleneck"](),
+        pruning={key: ["reduce.0"]},
+        quantization={key: {"patterns": ["(stem|fc)"]}},
+        target={"bops_ratio": 0.21},
     )
     ignored = key == "ignored_scopes"
     assert set(controller.groups) == ({"stem.0", "middle.0"} if ignored else {"reduce.0"})
@@ -366,6 +369,50 @@ def test_gates_are_masks_after_the_freeze() -> None:
     controller.freeze()
     torch.testing.assert_close(compressed(images()), before, rtol=1e-4, atol=1e-5)
     assert torch.equal(gate(), gate.open.float()) and not gate.mu.requires_grad
+
+
+def test_a_target_that_cannot_be_met_exactly_is_said_at_the_freeze() -> None:
+    controller, _ = compress(NETWORKS["plain"](), **PRUNING_ONLY, pruning={"round_to": 8}, target={"bops_ratio": 0.5})
+    reached = controller.statistics().djpq.bops_ratio
+    with pytest.warns(UserWarning, match="where 0.50000 was asked for"):
+        controller.freeze()
+    assert controller.statistics().djpq.bops_ratio < reached
+
+
+def test_freeze_can_be_repeated_after_bad_data() -> None:
+    data = batches(4, 16)
+    controller, compressed = compress(NETWORKS["plain"](), data)
+    norm = next(module for module in compressed.modules() if isinstance(module, torch.nn.BatchNorm2d))
+    assert norm.running_mean is not None
+    before = norm.running_mean.clone()
+    controller._data = [data[0], (data[1][0] * torch.nan, data[1][1])]
+    with pytest.raises(DataError, match="batch 1"):
+        controller.freeze()
+    assert controller.compression_stage() is not CompressionStage.FULLY_COMPRESSED
+    assert norm.momentum == 0.1
+    torch.testing.assert_close(norm.running_mean, before, rtol=0, atol=0)
+    controller._data = data
+    controller.freeze()
+    assert controller.compression_stage() is CompressionStage.FULLY_COMPRESSED
+    assert norm.running_mean is not None and not torch.equal(norm.running_mean, before)
+
+
+def test_freeze_without_data_says_what_is_left_out() -> None:
+    controller, _ = compress(NETWORKS["plain"]())
+    controller._data = None
+    with pytest.warns(UserWarning, match="without init_data"):
+        controller.freeze()
+
+
+def test_calibration_data_shorter_than_an_epoch() -> None:
+    controller, _ = compress(NETWORKS["plain"](), batches(1), schedule={"epochs": 4, "freeze_epoch": 2})
+    controller.scheduler.epoch_step()
+    for _ in range(10):
+        controller.scheduler.step()
+    assert controller.scheduler.progress < 0.5
+    controller.scheduler.epoch_step()
+    controller.scheduler.step()
+    assert controller.scheduler.joint_steps == 20
 
 
 def test_missing_data() -> None:
