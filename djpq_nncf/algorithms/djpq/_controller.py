@@ -198,7 +198,11 @@ class DJPQController(CompressionController):
         self._draw_noise()
 
     def distributed(self) -> None:
-        """Nothing to prepare: the gates' noise depends on the seed and the step, so all processes draw the same."""
+        """Nothing to prepare: the gates' noise depends on the seed and the step, so all processes draw the same.
+
+        Wrap the model with ``DistributedDataParallel(model, find_unused_parameters=True)``: gates and step sizes stop
+        learning at the freeze.
+        """
 
     def strip(self) -> GraphModule:
         """The compressed network by itself: channels gone, weights on their grid, no gates. In eval mode.
