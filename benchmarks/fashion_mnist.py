@@ -186,15 +186,15 @@ def run_row(name: str, target: float | None, model: nn.Module, batches: Batches,
 
 def table(results: list[dict[str, Any]], epochs: int, seed: int) -> str:
     """The study as Markdown."""
-    version = torch.__version__.split("+")[0]
+    version, threads = torch.__version__.split("+")[0], f"{torch.get_num_threads()} thread(s)"
     base = next(row["accuracy"] for row in results if row["name"] == "FP32")
     lines = [
         "# Fashion-MNIST: accuracy against bit operations",
         "",
         "Written by `python benchmarks/fashion_mnist.py`. A VGG7 of 1.7 M MACs and 352 gates; every row starts from",
-        f"the same FP32 checkpoint and is fine-tuned for {epochs} epochs with the same optimizer; one seed ({seed}), so",
+        f"the same FP32 checkpoint and is fine-tuned for {epochs} epochs with the same optimizer. One seed ({seed}):",
         "a few tenths of a point mean little. `asked` and `got` are BOPs, original / compressed.",
-        f"torch {version}, djpq_nncf {djpq_nncf.__version__}, {platform.machine()}, {torch.get_num_threads()} thread(s).",
+        f"torch {version}, djpq_nncf {djpq_nncf.__version__}, {platform.machine()}, {threads}.",
         "",
         "| scheme | asked | got | MACs | accuracy % | lost |",
         "|---|---:|---:|---:|---:|---:|",
