@@ -71,6 +71,7 @@ def test_wheel_holds_schemas_types_and_license(wheel: Path) -> None:
     for schema in (REPOSITORY / "schemas").rglob("*.json"):
         assert f"djpq_nncf/{schema.relative_to(REPOSITORY).as_posix()}" in names
     assert "djpq_nncf/py.typed" in names
+    assert "djpq_nncf/demo/digits_djpq.json" in names
     assert any(name.endswith("dist-info/licenses/LICENSE") for name in names)
     assert not [name for name in names if name.startswith(("tests", "benchmarks", "examples", "docs"))]
 

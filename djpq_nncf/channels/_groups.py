@@ -88,10 +88,6 @@ class ChannelAnalysis:
         """Number of removable channels over all groups."""
         return sum(group.size for group in self.groups.values())
 
-    def group_of(self, channel: int) -> ChannelGroup:
-        """The group that a channel id belongs to."""
-        return self.groups[self.channel_group[channel]]
-
 
 def kept_mask(labels: Labels, keep: np.ndarray) -> np.ndarray:
     """Boolean per index of a dimension: which remain, when ``keep[channel]`` says which channels do."""

@@ -30,7 +30,6 @@ class LearnedQuantizer(OptionalState):
         power_of_two: quantize with the nearest bit-width of {2, 4, 8, 16, 32} while learning (Algorithm 2).
 
     Attributes:
-        enabled: False passes values through unchanged.
         observer: while set, values pass through unchanged and are given to it (see `observe`).
     """
 
@@ -44,7 +43,6 @@ class LearnedQuantizer(OptionalState):
         self.min_bits = min_bits
         self.max_bits = max_bits
         self.power_of_two = power_of_two
-        self.enabled = True
         self.observer: Callable[[Tensor], object] | None = None
         self.log_step = nn.Parameter(torch.zeros(()))
         self.log_range = nn.Parameter(torch.zeros(()))
@@ -109,8 +107,6 @@ class LearnedQuantizer(OptionalState):
     def forward(self, x: Tensor) -> Tensor:
         if self.observer is not None:
             self.observer(x)
-            return x
-        if not self.enabled:
             return x
         return functional.learned_quantize(x, self.step(), self.range(), self.exponent(), self.threshold(), self.signed)
 

@@ -171,3 +171,11 @@ def test_a_mean_above_one_is_left_alone() -> None:
     gate.mu.data = torch.tensor([1.5, 0.1])
     gate.project_()
     torch.testing.assert_close(gate.mu.detach(), torch.tensor([1.5, 0.1]))
+
+
+def test_channels_closed_by_hand_do_not_hold_the_scale() -> None:
+    gate = Gate(3)
+    gate.close([0])
+    gate.mu.data = torch.tensor([1.0, 0.25, -0.5])
+    gate.project_()
+    torch.testing.assert_close(gate.mu.detach()[1:], torch.tensor([0.5, -1.0]))
