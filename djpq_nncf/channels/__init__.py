@@ -5,24 +5,32 @@ from djpq_nncf.channels._analysis import analyse_channels
 from djpq_nncf.channels._context import RuleContext, shape_of, where
 from djpq_nncf.channels._groups import (
     FIXED,
+    ROLES,
     ChannelAnalysis,
     ChannelGroup,
-    Consumer,
     FrozenChannels,
+    GatePoint,
     Member,
+    Role,
     kept_indices,
     kept_mask,
 )
+from djpq_nncf.channels._labels import Labels
+from djpq_nncf.channels._movement import Regather
 from djpq_nncf.channels._registry import Removal, find_rewrite, register_channel_rule, register_rewrite
 
 __all__ = [
     "FIXED",
+    "ROLES",
     "ChannelAnalysis",
     "ChannelGroup",
-    "Consumer",
     "FrozenChannels",
+    "GatePoint",
+    "Labels",
     "Member",
+    "Regather",
     "Removal",
+    "Role",
     "RuleContext",
     "analyse_channels",
     "find_rewrite",

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a channel rule sees and may say: the labels of its inputs, ties, freezes, and the labels of its output."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch.fx import Graph, Node
 
 from djpq_nncf.capture import layer_name
-from djpq_nncf.channels._groups import Consumer
+from djpq_nncf.channels._groups import Consumer, Producer, Role
 from djpq_nncf.channels._labels import ChannelSet, Labels, TensorLabels, all_labels
+from djpq_nncf.channels._movement import Factor, IndexMap, Regather, follow, moved
 
 
 def shape_of(node: Node) -> tuple[int, ...]:
@@ -23,134 +23,245 @@ def is_tensor(value: object) -> bool:
     return isinstance(value, Node) and isinstance(value.meta.get("val"), torch.Tensor)
 
 
-def concrete(argument: Any) -> Any:
-    """An argument with integer-valued nodes (sizes) replaced by their value for the example batch."""
-    return torch.fx.node.map_arg(
-        argument, lambda node: node if isinstance(node.meta.get("val"), torch.Tensor) else node.meta["val"]
-    )
-
-
 class RuleContext:
     """Labels of every value seen so far; rules read from it and write to it."""
 
     def __init__(self) -> None:
         self.channels = ChannelSet()
-        self.values: dict[Node, TensorLabels | list[TensorLabels]] = {}
+        self.parameters: dict[str, list[Labels | None]] = {}
+        self.producers: list[Producer] = []
         self.consumers: list[Consumer] = []
-        self.producers: list[tuple[str, Labels]] = []
-        self.module_parameters: dict[str, TensorLabels] = {}
-        self._bound_by: dict[tuple[str, int], set[Node]] = {}
+        self.contracted: list[Labels] = []
+        self.roles: list[tuple[Labels, Role]] = []
+        self.run_on_open: list[Node] = []
+        self.products: dict[str, tuple[TensorLabels, ...]] = {}
+        self.regathers: dict[str, Regather] = {}
+        self.reordering: dict[str, tuple[int, ...]] = {}
+        self._factors: dict[Node, list[Factor] | list[list[Factor]]] = {}
+        self._maps: dict[Node, IndexMap | list[IndexMap]] = {}
+        self._sources: dict[str, Node] = {}
+        self._layer_weights: dict[str, set[Node]] = {}
+
+    # What rules read
 
     def labels(self, node: Node) -> TensorLabels:
-        """Labels of a tensor-valued node; nothing is known of a node without any."""
-        value = self.values.get(node)
-        if value is None:
-            return (None,) * len(shape_of(node))
-        if isinstance(value, list):
-            raise TypeError(f"{node.name} has several outputs")
-        return value
+        """Which channels live along each dimension of a tensor-valued node.
+
+        A dimension that was torn apart (channels viewed as heads and widths) is settled by this: from here on what
+        remains of it has to be a grid.
+        """
+        return self._per_dimension(node, self._settled(node))
+
+    def parameter(self, node: Node, dim: int) -> Labels:
+        """Labels of one dimension of the parameter or buffer that a get_attr node reads."""
+        assert node.op == "get_attr", node
+        return self.module_parameter(str(node.target), shape_of(node), dim)
+
+    def module_parameter(self, name: str, shape: Sequence[int], dim: int = 0) -> Labels:
+        """As :meth:`parameter`, for a parameter of a module that the graph calls."""
+        known = self.parameters.setdefault(name, [None] * len(shape))
+        if known[dim] is None:
+            known[dim] = self.channels.new(int(shape[dim]))
+        result = known[dim]
+        assert result is not None
+        return result
+
+    # What rules say
 
     def set(self, node: Node, labels: Sequence[Labels | None]) -> None:
         """Say which channels live along each dimension of the node's value."""
-        self.values[node] = tuple(labels)
+        self._factors[node] = [Factor((dim,), ids) for dim, ids in enumerate(labels) if ids is not None]
 
-    def bind_parameter(self, user: Node, parameter: Node, dim: int, ids: Labels) -> None:
-        """``user`` needs dimension ``dim`` of a parameter to run over these channels."""
-        self._bound_by.setdefault((str(parameter.target), dim), set()).add(user)
-        current = list(self.labels(parameter))
-        known = current[dim]
-        if known is None:
-            current[dim] = ids
-            self.set(parameter, current)
-        else:
-            self.channels.tie(known, ids)
+    def set_several(self, node: Node, labels: Sequence[Sequence[Labels | None]]) -> None:
+        """As :meth:`set`, for an operator with several outputs."""
+        self._factors[node] = [
+            [Factor((dim,), ids) for dim, ids in enumerate(one) if ids is not None] for one in labels
+        ]
 
-    def bind_module_parameter(self, user: Node, name: str, ids: Labels) -> None:
-        """As :meth:`bind_parameter`, for a one-dimensional parameter of the module that ``user`` calls."""
-        self._bound_by.setdefault((name, 0), set()).add(user)
-        known = self.module_parameters.get(name)
-        if known is None or known[0] is None:
-            self.module_parameters[name] = (ids,)
-        else:
-            self.channels.tie(known[0], ids)
+    def tie(self, first: Labels | None, second: Labels | None, reason: str) -> Labels | None:
+        """Channels that meet; where one side knows none (it cannot shrink) the other's stay, for ``reason``."""
+        if first is not None and second is not None:
+            self.channels.tie(first, second)
+            return first
+        known = first if first is not None else second
+        if known is not None:
+            self.channels.freeze(known, reason)
+        return None
 
-    def freeze_contested_parameters(self, graph: Graph) -> None:
-        """A parameter may shrink only if every operator that reads it agrees."""
-        readers: dict[str, set[Node]] = {}
-        for node in graph.nodes:
-            if node.op == "get_attr":
-                readers.setdefault(str(node.target), set()).update(node.users)
-            elif node.op == "call_module":
-                for name in self.module_parameters:
-                    if name.rpartition(".")[0] == node.target:
-                        readers.setdefault(name, set()).add(node)
-        labels = {str(node.target): value for node, value in self.values.items() if node.op == "get_attr"}
-        for (name, dim), users in self._bound_by.items():
-            others = readers[name] - users
-            if others:
-                ids = (self.module_parameters.get(name) or labels[name])[dim]
-                assert isinstance(ids, np.ndarray)
-                self.channels.freeze(ids, where(next(iter(others)), f"reads '{name}' as it is"))
-
-    def produce(self, node: Node, count: int) -> Labels:
-        """Fresh output channels of a layer."""
-        ids = self.channels.new(count)
-        self.producers.append((layer_name(node), ids))
+    def produce(self, node: Node, weight: Node, dim: int, bias: Node | None = None) -> Labels:
+        """Dimension ``dim`` of ``weight`` (and the bias) runs over the output channels of the layer ``node``."""
+        ids = self.parameter(weight, dim)
+        self._layer_weights.setdefault(str(weight.target), set()).add(node)
+        places = [(str(weight.target), dim)]
+        if bias is not None:
+            if bias.op == "get_attr":
+                places.append((str(bias.target), 0))
+            self.tie(ids, self.labels(bias)[-1], where(node, "adds a bias that cannot shrink"))
+        self.producers.append(Producer(layer_name(node), ids, tuple(places)))
         return ids
 
-    def consume(self, node: Node, weight: Node, dim: int) -> None:
+    def consume(self, node: Node, weight: Node, dim: int, incoming: Labels | None) -> None:
         """``node`` mixes its input channels with ``weight`` along ``dim``: a gate can act there."""
-        self.consumers.append(Consumer(node.name, str(weight.target), dim))
+        self._layer_weights.setdefault(str(weight.target), set()).add(node)
+        ids = self.parameter(weight, dim)
+        if self.tie(ids, incoming, where(node, "reads them together with what cannot shrink")) is not None:
+            self.consumers.append(Consumer(node.name, str(weight.target), dim))
+
+    def contract(self, node: Node, ids: Labels) -> None:
+        """``node`` sums over products of two activations along these channels."""
+        self.contracted.append(ids)
+        self.only_open(node)
+
+    def only_open(self, node: Node) -> None:
+        """``node`` relates channels to each other (statistics, softmax): closed ones must not take part in it."""
+        if node not in self.run_on_open:
+            self.run_on_open.append(node)
+
+    def mark(self, ids: Labels | None, role: Role) -> None:
+        """What users call these channels."""
+        if ids is not None:
+            self.roles.append((ids, role))
+
+    def follow(self, node: Node, source: Node, *, reorders: Sequence[int] = ()) -> None:
+        """Label the output of an operator that only moves elements of ``source``, by moving their indices.
+
+        Where a dimension with channels is torn apart nothing is decided yet: as long as the pieces are only moved on,
+        removal gathers what remains from the tensor before (see ``Regather``). The first operator that computes with
+        the pieces, or a movement too involved for that, settles them.
+
+        Args:
+            node: the operator.
+            source: the value it moves.
+            reorders: dimensions of the source along which the operator would do something else on fewer channels
+                (selection by position, a shuffle), so that removal has to gather there.
+        """
+        if not self._factors_of(source):
+            return
+        reorders = tuple(dim % len(shape_of(source)) for dim in reorders)
+        results, maps = self._moved(node, source, mapped=self._has_channels(source, reorders))
+        if not _regatherable(maps) and self._is_torn(source):
+            self._settled(source)
+            results, maps = self._moved(node, source, mapped=self._has_channels(source, reorders))
+        if not _regatherable(maps):
+            if self._has_channels(source, reorders):
+                self.freeze(node, self.labels(source), "reorders channels together with positions")
+            results = [self._settle(node, factors, rank) for factors, rank in zip(results, _ranks(node), strict=True)]
+            maps = []
+        elif self._has_channels(source, reorders):
+            self.reordering[node.name] = reorders
+        if isinstance(node.meta["val"], (list, tuple)):
+            self._factors[node], self._maps[node] = results, maps
+        else:
+            self._keep(node, results[0], maps[0] if maps else None)
+
+    def take_output(self, node: Node, source: Node, position: int) -> None:
+        """``node`` is one output of an operator with several."""
+        values, maps = self._factors.get(source), self._maps.get(source)
+        if values:
+            self._keep(node, values[position], maps[position] if maps else None)  # type: ignore[arg-type,index]
+            if source.name in self.reordering:
+                self.reordering[node.name] = self.reordering[source.name]
+
+    def freeze(self, node: Node, labels: Sequence[Labels | None], what: str) -> None:
+        """These channels stay, because of what ``node`` does."""
+        self.channels.freeze(all_labels(labels), where(node, what))
 
     def freeze_inputs(self, node: Node, reason: str) -> None:
         """Every channel that reaches ``node`` stays."""
         for source in node.all_input_nodes:
-            value = self.values.get(source)
-            for labels in value if isinstance(value, list) else [value]:
-                if labels is not None:
-                    self.channels.freeze(all_labels(labels), reason)
+            known = self._factors_of(source) if is_tensor(source) else self._factors.get(source, [])
+            for factor in known:
+                several = factor if isinstance(factor, list) else [factor]
+                self.channels.freeze(all_labels([one.ids for one in several]), reason)
 
-    def follow(self, node: Node, source: Node, move: Callable[[torch.Tensor], Any]) -> None:
-        """Label the output of an operator that only moves elements of ``source``, by moving their indices.
+    def freeze_contested_weights(self, graph: Graph) -> None:
+        """The weight of a layer may shrink only if every operator that reads it is such a layer."""
+        for node in graph.nodes:
+            name = str(node.target)
+            if node.op == "get_attr" and name in self._layer_weights:
+                others = set(node.users) - self._layer_weights[name]
+                if others:
+                    self.freeze(next(iter(others)), self.parameters[name], f"reads '{name}' as it is")
 
-        A labelled dimension must stay one dimension (repetition, selection and flattening together with
-        unlabelled dimensions are fine); where it is torn apart, its channels are frozen.
-        """
-        shape = shape_of(source)
-        value = node.meta["val"]
-        outputs = list(value) if isinstance(value, (list, tuple)) else [value]
-        results: list[list[Labels | None]] = [[None] * out.dim() for out in outputs]
-        for dim, ids in enumerate(self.labels(source)):
-            if ids is None:
-                continue
-            line = torch.arange(1, len(ids) + 1).reshape([-1 if d == dim else 1 for d in range(len(shape))])
-            moved = move(line.expand(shape))
-            for result, index in zip(results, moved if isinstance(moved, (list, tuple)) else [moved], strict=True):
-                varying = [d for d in range(index.dim()) if _varies(index, d)]
-                if len(varying) > 1:
-                    self.channels.freeze(ids, where(node, "tears the channel dimension apart"))
-                    continue
-                if not varying:  # one channel, or a selection of one: as wide as it gets
-                    if index.numel() and len(ids) > 1:
-                        self.channels.freeze(ids, where(node, "selects single channels"))
-                    continue
-                target = varying[0]
-                first = index.movedim(target, 0).reshape(index.shape[target], -1)[:, 0].numpy()
-                moved_ids = np.where(first > 0, ids[np.maximum(first, 1) - 1], -1)
-                if (moved_ids < 0).any():  # padding along the channel dimension
-                    padding = self.channels.new(int((moved_ids < 0).sum()))
-                    self.channels.freeze(padding, where(node, "pads the channel dimension"))
-                    moved_ids[moved_ids < 0] = padding
-                known = result[target]
-                if known is not None:
-                    self.channels.freeze(ids, where(node, "merges two channel dimensions"))
-                    self.channels.freeze(known, where(node, "merges two channel dimensions"))
-                    continue
-                result[target] = moved_ids
-        if isinstance(value, (list, tuple)):
-            self.values[node] = [tuple(result) for result in results]
-        else:
-            self.set(node, results[0])
+    # Labels after the analysis
+
+    def moved_from(self, name: str) -> Node:
+        """The tensor that a moved value is made from."""
+        source = self._sources[name]
+        while isinstance(source.meta["val"], (list, tuple)):
+            (source,) = source.all_input_nodes
+        return source
+
+    def factors(self, node: Node) -> list[Factor]:
+        """What is known of a value, its torn dimensions as they are."""
+        factors = self._factors.get(node, [])
+        return [] if factors and isinstance(factors[0], list) else factors  # type: ignore[return-value]
+
+    @property
+    def known_values(self) -> list[Node]:
+        """Nodes with one tensor value whose labels are known."""
+        return [n for n, f in self._factors.items() if is_tensor(n) and n.op != "get_attr" and f]
+
+    def _factors_of(self, node: Node) -> list[Factor]:
+        if node.op == "get_attr" and node not in self._factors:
+            if not _may_shrink(node):
+                return []
+            self.set(node, [self.parameter(node, dim) for dim in range(len(shape_of(node)))])
+        return self._factors.get(node, [])  # type: ignore[return-value]
+
+    def _has_channels(self, node: Node, dims: Sequence[int]) -> bool:
+        return any(set(dims).intersection(factor.dims) for factor in self._factors_of(node))
+
+    def _is_torn(self, node: Node) -> bool:
+        """Whether there is more to say of a value than one id for each index of a dimension."""
+        factors = self._factors_of(node)
+        return any(len(f.dims) != 1 for f in factors) or len({f.dims for f in factors}) < len(factors)
+
+    def _settled(self, node: Node) -> list[Factor]:
+        if self._is_torn(node):
+            self._factors[node] = self._settle(node, self._factors_of(node), len(shape_of(node)))
+            self._maps.pop(node, None)
+        return self._factors_of(node)
+
+    def _settle(self, node: Node, factors: list[Factor], rank: int) -> list[Factor]:
+        columns: list[list[Labels]] = [[] for _ in range(rank)]
+        for factor in factors:
+            if len(factor.dims) == 1:
+                columns[factor.dims[0]].append(factor.ids)
+            else:
+                reason = where(node, "selects a single channel")
+                for axis, ids in self.channels.axes(factor.ids, reason):
+                    columns[factor.dims[axis]].append(ids)
+        return [Factor((dim,), self.channels.conjunction(ids)) for dim, ids in enumerate(columns) if ids]
+
+    def _per_dimension(self, node: Node, factors: list[Factor]) -> TensorLabels:
+        labels: list[Labels | None] = [None] * len(shape_of(node))
+        for factor in factors:
+            labels[factor.dims[0]] = factor.ids
+        return tuple(labels)
+
+    def _moved(self, node: Node, source: Node, *, mapped: bool) -> tuple[list[list[Factor]], list[IndexMap]]:
+        """Factors of each output, and once something is torn, where its elements were in the last whole value."""
+        results = follow(node, self._factors_of(source), shape_of(source), self._constant)
+        known = self._maps.get(source)
+        if not mapped and known is None and not any(len(f.dims) > 1 for factors in results for f in factors):
+            return results, []
+        base = known if isinstance(known, IndexMap) else IndexMap.identity(source, shape_of(source))
+        return results, moved(node, base)
+
+    def _keep(self, node: Node, factors: list[Factor], mapped: IndexMap | None) -> None:
+        self._factors[node] = factors
+        if mapped is not None:
+            assert mapped.regather is not None
+            self.regathers[node.name] = mapped.regather
+            (self._sources[node.name], *_) = node.all_input_nodes
+            if any(len(factor.dims) > 1 for factor in factors):
+                self._maps[node] = mapped
+
+    def _constant(self, node: Node, count: int) -> Labels:
+        padding = self.channels.new(count)
+        self.channels.freeze(padding, where(node, "pads the channel dimension"))
+        return padding
 
 
 def where(node: Node, what: str) -> str:
@@ -160,5 +271,15 @@ def where(node: Node, what: str) -> str:
     return f"{operator} at '{layer_name(node)}' {what}"
 
 
-def _varies(index: torch.Tensor, dim: int) -> bool:
-    return index.shape[dim] > 1 and not torch.equal(index.narrow(dim, 0, 1).expand_as(index), index)
+def _may_shrink(node: Node) -> bool:
+    value = node.meta["val"]
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
+
+
+def _ranks(node: Node) -> list[int]:
+    value: Any = node.meta["val"]
+    return [int(one.dim()) for one in (value if isinstance(value, (list, tuple)) else [value])]
+
+
+def _regatherable(maps: Sequence[IndexMap]) -> bool:
+    return all(mapped.regather is not None for mapped in maps)

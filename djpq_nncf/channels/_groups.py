@@ -2,13 +2,21 @@
 """What the dependency analysis finds: channel groups, and channels that must stay."""
 
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 import numpy as np
 
 from djpq_nncf.channels._labels import Labels, TensorLabels
+from djpq_nncf.channels._movement import Regather
 
 FIXED = -1
-"""Label of an index that cannot be removed (frozen channel, or padding of a flattened dimension)."""
+"""Label of an index that cannot be removed, and filler where an index belongs to fewer channels than others."""
+
+Role = Literal["hidden", "residual", "attention_heads", "query_key_width", "value_width"]
+"""What the channels of a group are: width between two layers, a stream that several layers add to, or a part of
+attention."""
+
+ROLES: tuple[Role, ...] = get_args(Role)
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,7 @@ class ChannelGroup:
     name: str
     channels: range
     members: tuple[Member, ...]
+    role: Role
 
     @property
     def size(self) -> int:
@@ -54,6 +63,15 @@ class FrozenChannels:
     reason: str
 
 
+@dataclass(frozen=True, eq=False)
+class Producer:
+    """A layer with output channels ``ids``, and the (parameter, dimension) they are made by."""
+
+    layer: str
+    ids: Labels
+    places: tuple[tuple[str, int], ...]
+
+
 @dataclass(frozen=True)
 class Consumer:
     """Dimension ``dim`` of ``weight`` runs over channels, which the node ``operator`` mixes with it."""
@@ -64,24 +82,43 @@ class Consumer:
 
 
 @dataclass(frozen=True)
+class GatePoint:
+    """Where gates act: along dimension ``dim`` of a parameter, with ``labels`` [n, k] (FIXED where none does)."""
+
+    parameter: str
+    dim: int
+    labels: Labels
+
+
+@dataclass(frozen=True)
 class ChannelAnalysis:
     """Channel groups of a captured graph.
 
+    Labels of a dimension are [n, k]: index i belongs to up to k channels at once (head and width), and remains if
+    all of them do.
+
     Attributes:
         groups: by name, in topological order of their first layer.
-        node_labels: node name -> labels of its value (tensor-valued nodes only).
+        node_labels: node name -> labels of its value (tensor-valued nodes whose remainder is always a grid).
         parameter_labels: state-dict name -> labels of the parameter or buffer.
-        consumers: the weights in front of which a gate acts.
+        gate_points: the parameters on which gates act.
         frozen: output channels that must stay.
         channel_group: for each channel id the name of its group.
+        run_on_open: nodes that relate channels to each other, so that closed ones must not take part.
+        regathers: node name -> how its value comes from an earlier one where what lies between is not a grid.
+        products: name of a node that multiplies activations -> for each product the labels whose remaining shares
+            multiply to the remaining share of its MACs.
     """
 
     groups: dict[str, ChannelGroup]
     node_labels: dict[str, TensorLabels]
     parameter_labels: dict[str, TensorLabels]
-    consumers: tuple[Consumer, ...]
+    gate_points: tuple[GatePoint, ...]
     frozen: tuple[FrozenChannels, ...]
     channel_group: tuple[str, ...] = field(repr=False)
+    run_on_open: frozenset[str]
+    regathers: dict[str, Regather]
+    products: dict[str, tuple[TensorLabels, ...]]
 
     @property
     def channel_count(self) -> int:
@@ -91,7 +128,7 @@ class ChannelAnalysis:
 
 def kept_mask(labels: Labels, keep: np.ndarray) -> np.ndarray:
     """Boolean per index of a dimension: which remain, when ``keep[channel]`` says which channels do."""
-    return np.append(keep, True)[labels]  # FIXED is -1, the entry appended
+    return np.append(keep, True)[labels].all(axis=-1)  # FIXED is -1, the entry appended
 
 
 def kept_indices(labels: Labels, keep: np.ndarray) -> Labels:

@@ -9,7 +9,7 @@ import numpy as np
 from torch import nn
 from torch.fx import Node
 
-from djpq_nncf.channels._context import RuleContext
+from djpq_nncf.channels._context import RuleContext, shape_of
 from djpq_nncf.channels._groups import ChannelAnalysis, kept_indices
 from djpq_nncf.channels._labels import Labels, TensorLabels
 
@@ -28,6 +28,22 @@ class Removal:
         while node.name not in self.analysis.node_labels and node.op == "call_module" and node.args:
             (node,) = node.all_input_nodes
         return self.analysis.node_labels.get(node.name, ())
+
+    def size(self, node: Node, dim: int) -> int:
+        """Size of a dimension of a node's value after the removal."""
+        labels = self.labels(node)
+        ids = labels[dim] if labels else None
+        return shape_of(node)[dim] if ids is None else len(self.kept(ids))
+
+    def shrinks(self, node: Node, dim: int) -> bool:
+        """Whether a dimension of a node's value loses channels."""
+        return self.size(node, dim) < shape_of(node)[dim]
+
+    def parameter_size(self, name: str, shape: tuple[int, ...], dim: int) -> int:
+        """Size of a dimension of a parameter after the removal."""
+        labels = self.parameter_labels(name)
+        ids = labels[dim] if labels else None
+        return shape[dim] if ids is None else len(self.kept(ids))
 
     def kept(self, labels: Labels) -> Labels:
         """Indices that remain along a dimension."""

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """MACs and BOPs as functions of kept channels and bit-widths, equations (14) to (16)."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from djpq_nncf.channels import FIXED, ChannelAnalysis, kept_mask
+from djpq_nncf.channels import ChannelAnalysis, Labels, kept_mask
 from djpq_nncf.cost._operators import MacOperator
 
 FLOAT_BITS = 32
@@ -27,20 +28,25 @@ class CostModel:
     def __init__(self, operators: Sequence[MacOperator], analysis: ChannelAnalysis) -> None:
         self.operators = tuple(operators)
         self.group_names = tuple(analysis.groups)
-        self._labels = [tuple(analysis.parameter_labels.get(operator.weight, ()))[:2] for operator in self.operators]
         column = {name: index for index, name in enumerate(self.group_names)}
-        shares = np.zeros((2, len(self.operators), len(self.group_names)))
-        fixed = np.ones((2, len(self.operators)))
-        for row, labels in enumerate(self._labels):
-            for dim, ids in enumerate(labels):
-                if ids is None:
-                    continue
-                removable = ids[ids != FIXED]
-                fixed[dim, row] = 1 - len(removable) / len(ids)
-                names, counts = np.unique([column[analysis.channel_group[i]] for i in removable], return_counts=True)
-                shares[dim, row, names.astype(int)] = counts / len(ids)
-        self._shares = torch.from_numpy(shares).float()
-        self._fixed = torch.from_numpy(fixed).float()
+        earlier = Counter[str]()
+        self._labels = []
+        for operator in self.operators:
+            self._labels.append(_mac_labels(operator, analysis, earlier[operator.node]))
+            earlier[operator.node] += 1
+        width = max((ids.shape[1] for labels in self._labels for ids in labels), default=1)
+        rows: list[tuple[int, int, float, list[int]]] = []
+        for layer, labels in enumerate(self._labels):
+            for factor, ids in enumerate(labels):
+                groups = np.array([column[name] for name in analysis.channel_group] + [len(column)])[ids]
+                combinations, counts = np.unique(np.sort(groups, axis=1), axis=0, return_counts=True)
+                for combination, count in zip(combinations.tolist(), counts.tolist(), strict=True):
+                    padding = [len(column)] * (width - len(combination))
+                    rows.append((factor, layer, count / len(ids), combination + padding))
+        self._factors = max((len(labels) for labels in self._labels), default=0)
+        self._place = torch.tensor([[row[0] * len(self.operators) + row[1]] for row in rows]).reshape(-1)
+        self._fraction = torch.tensor([row[2] for row in rows])
+        self._groups = torch.tensor([row[3] for row in rows], dtype=torch.long).reshape(-1, width)
         self._full_macs = torch.tensor([float(operator.macs) for operator in self.operators])
 
     @property
@@ -62,9 +68,14 @@ class CostModel:
         Returns:
             [layers] MACs per sample.
         """
-        shares, fixed, macs = (t.to(kept_shares.device) for t in (self._shares, self._fixed, self._full_macs))
-        kept = shares @ kept_shares + fixed
-        return macs * kept[0] * kept[1]
+        device = kept_shares.device
+        extended = torch.cat([kept_shares, kept_shares.new_ones(1)])
+        terms = self._fraction.to(kept_shares) * extended[self._groups.to(device)].prod(dim=1)
+        kept = terms.new_zeros(self._factors * len(self.operators)).index_add(0, self._place.to(device), terms)
+        listed = torch.zeros(len(kept), dtype=torch.bool, device=device)
+        listed[self._place.to(device)] = True
+        kept = torch.where(listed, kept, 1.0)
+        return self._full_macs.to(kept_shares) * kept.reshape(self._factors, -1).prod(dim=0)
 
     def soft_bops(self, kept_shares: Tensor, weight_bits: Tensor, activation_bits: Tensor) -> Tensor:
         """BOPs per layer (16), differentiable: [layers] MACs times weight bits times input activation bits."""
@@ -76,7 +87,12 @@ class CostModel:
         What removing the whole group would save at most: the weight that makes a gate's penalty follow the cost.
         """
         costs = layer_costs / layer_costs.sum()
-        return (self._shares.to(costs.device).sum(0) * costs[:, None]).sum(0)
+        layer = self._place.to(costs.device) % len(self.operators)
+        shares = self._fraction.to(costs) * costs[layer]
+        result = costs.new_zeros(len(self.group_names) + 1)
+        for groups in self._groups.to(costs.device).T:
+            result = result.index_add(0, groups, shares)
+        return result[:-1]
 
     def exact_macs(self, keep: np.ndarray) -> list[int]:
         """MACs per sample of each layer once channels are removed.
@@ -88,7 +104,20 @@ class CostModel:
         for operator, labels in zip(self.operators, self._labels, strict=True):
             macs = operator.macs
             for ids in labels:
-                if ids is not None:
-                    macs = macs * int(kept_mask(ids, keep).sum()) // len(ids)
+                macs = macs * int(kept_mask(ids, keep).sum()) // len(ids)
             result.append(macs)
         return result
+
+
+def _mac_labels(operator: MacOperator, analysis: ChannelAnalysis, product: int) -> list[Labels]:
+    """Labels whose remaining shares multiply to the remaining share of an operator's MACs.
+
+    ``product`` counts the operators of one node: attention multiplies twice.
+    """
+    if operator.weight is None:
+        products = analysis.products.get(operator.node)
+        labels = products[product] if products else ()
+    else:
+        known = analysis.parameter_labels.get(operator.weight)
+        labels = () if known is None else (known[operator.output_dim], known[operator.input_dim])
+    return [ids for ids in labels if ids is not None]

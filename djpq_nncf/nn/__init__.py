@@ -17,6 +17,7 @@ from djpq_nncf.nn._functional import (
 from djpq_nncf.nn._gate import Gate
 from djpq_nncf.nn._gated_weight import GatedWeight
 from djpq_nncf.nn._learned_quantizer import LearnedQuantizer
+from djpq_nncf.nn._open_channels import OpenChannels, Slot
 from djpq_nncf.nn._optional_state import OptionalState
 from djpq_nncf.nn._weight_quantizer import WeightQuantizer
 
@@ -27,7 +28,9 @@ __all__ = [
     "Gate",
     "GatedWeight",
     "LearnedQuantizer",
+    "OpenChannels",
     "OptionalState",
+    "Slot",
     "WeightQuantizer",
     "continuous_bits",
     "learned_quantize",

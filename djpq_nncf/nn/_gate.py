@@ -47,10 +47,16 @@ class Gate(OptionalState):
         self.register_buffer("frozen", torch.zeros((), dtype=torch.bool))
         # Mirrors the buffer, so that forward neither waits for a device nor breaks a compiled graph.
         self._frozen = False
+        self._all_open = True
 
     @property
     def is_frozen(self) -> bool:
         return self._frozen
+
+    @property
+    def all_open(self) -> bool:
+        """Whether no channel was closed, known without asking the device."""
+        return self._all_open
 
     def forward(self) -> Tensor:
         if self.training and not self._frozen:
@@ -99,6 +105,7 @@ class Gate(OptionalState):
         if not still_open.any():
             raise ValueError(f"at least one of {self.size} channels has to stay open")
         self.open.copy_(still_open)
+        self._all_open = bool(still_open.all())
 
     @torch.no_grad()
     def project_(self) -> None:
@@ -119,6 +126,7 @@ class Gate(OptionalState):
     def _after_load(self, prefix: str) -> None:
         if not self.open.any():
             raise CheckpointError(f"{prefix}open has no open channel: the checkpoint is damaged")
+        self._all_open = bool(self.open.all())
         self._follow_frozen()
 
     def _follow_frozen(self) -> None:

@@ -2,15 +2,18 @@
 """The FX pass that puts gates and quantizers into a captured graph."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import nn
+import numpy as np
+import torch
+from torch import Tensor, nn
 from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
 
-from djpq_nncf.channels import ChannelAnalysis, ChannelGroup
+from djpq_nncf.channels import FIXED, ChannelAnalysis, ChannelGroup, Labels
 from djpq_nncf.cost import MacOperator
-from djpq_nncf.nn import GatedWeight
+from djpq_nncf.nn import Gate, GatedWeight, OpenChannels, Slot
 from djpq_nncf.passes._names import CONTAINER, module_name
 from djpq_nncf.passes._placement import ActivationPoint, Placement
 
@@ -53,16 +56,17 @@ def insert(
         The compressed graph. Original nodes and parameters keep their names.
     """
     model = copy.deepcopy(model)
+    _write_out_scales(model)
     nodes = {node.name: node for node in model.graph.nodes}
     model.add_module(CONTAINER, nn.Module())
-    for kind in ("gates", "gated_weights", "weight_quantizers", "activation_quantizers"):
+    for kind in ("gates", "gated_weights", "open_channels", "weight_quantizers", "activation_quantizers"):
         model.get_submodule(CONTAINER).add_module(kind, nn.Module())
 
     gates = {name: make_gate(group) for name, group in analysis.groups.items()}
     weight_quantizers = {
         operator.weight: make_weight_quantizer(operator)
         for operator in operators
-        if operator.layer in placement.weights
+        if operator.weight is not None and operator.layer in placement.weights
     }
     activation_quantizers: dict[str, nn.Module] = {}
     for point in placement.activations:
@@ -71,6 +75,7 @@ def insert(
 
     gate_nodes = _insert_gates(model, gates)
     _insert_on_weights(model, analysis, gate_nodes, weight_quantizers)
+    _run_on_open_channels(model, analysis, gates)
     paths = {
         quantizer: _add(model, "activation_quantizers", quantizer, module)
         for quantizer, module in activation_quantizers.items()
@@ -82,6 +87,14 @@ def insert(
     model.graph.lint()
     model.recompile()
     return Inserted(model, gates, weight_quantizers, activation_quantizers)
+
+
+def _write_out_scales(model: GraphModule) -> None:
+    """Attention scales by the width of its queries unless told otherwise, and that is about to shrink."""
+    for node in model.graph.nodes:
+        if node.target is torch.ops.aten.scaled_dot_product_attention.default and node.kwargs.get("scale") is None:
+            width = node.args[0].meta["val"].shape[-1]
+            node.update_kwarg("scale", float(width) ** -0.5)
 
 
 def _add(model: GraphModule, kind: str, name: str, module: nn.Module) -> str:
@@ -111,38 +124,72 @@ def _insert_on_weights(
     quantizers: Mapping[str, nn.Module],
 ) -> None:
     graph = model.graph
-    gated_dim = {consumer.weight: consumer.dim for consumer in analysis.consumers}
     for weight in [node for node in graph.nodes if node.op == "get_attr"]:
         name = str(weight.target)
         users = list(weight.users)
         value = weight
-        gated = _gated_weight(analysis, name, gated_dim[name]) if name in gated_dim else None
-        if gated is not None:
-            module, groups = gated
-            with graph.inserting_after(value):
-                path = _add(model, "gated_weights", name, module)
-                value = graph.call_module(path, (value, *(gate_nodes[group] for group in groups)))
+        for point in analysis.gate_points:
+            if point.parameter == name:
+                index, groups = gate_index(analysis, point.labels)
+                with graph.inserting_after(value):
+                    path = _add(model, "gated_weights", name, GatedWeight(index, point.dim))
+                    value = graph.call_module(path, (value, *(gate_nodes[group] for group in groups)))
+                value.meta["val"] = weight.meta["val"]
         if name in quantizers:
             with graph.inserting_after(value):
                 value = graph.call_module(_add(model, "weight_quantizers", name, quantizers[name]), (value,))
-        if value is not weight:
             value.meta["val"] = weight.meta["val"]
+        if value is not weight:
             for user in users:
                 user.replace_input_with(weight, value)
 
 
-def _gated_weight(analysis: ChannelAnalysis, name: str, dim: int) -> tuple[nn.Module, list[str]] | None:
-    labels = analysis.parameter_labels[name][dim]
-    assert labels is not None
-    groups = list(dict.fromkeys(analysis.channel_group[channel] for channel in labels if channel >= 0))
-    if not groups:
-        return None
-    offset, position = {}, 0
-    for group in groups:
-        offset[group] = position - analysis.groups[group].channels.start
-        position += analysis.groups[group].size
-    index = [position if channel < 0 else channel + offset[analysis.channel_group[channel]] for channel in labels]
-    return GatedWeight(index, dim=dim), groups
+def gate_index(analysis: ChannelAnalysis, labels: Labels, groups: Sequence[str] = ()) -> tuple[Tensor, list[str]]:
+    """[n, k] positions in the concatenated gates of some groups, and these groups (those found in the labels)."""
+    removable = [channel for channel in np.unique(labels).tolist() if channel != FIXED]
+    chosen = list(groups) or list(dict.fromkeys(analysis.channel_group[channel] for channel in removable))
+    ids = np.concatenate([np.asarray(analysis.groups[group].channels) for group in chosen])
+    position = np.full(analysis.channel_count + 1, len(ids))  # the last entry is for FIXED
+    position[ids] = np.arange(len(ids))
+    return torch.from_numpy(position[labels]), chosen
+
+
+def _run_on_open_channels(model: GraphModule, analysis: ChannelAnalysis, gates: Mapping[str, nn.Module]) -> None:
+    """Operators that relate channels to each other leave out those that are closed."""
+    for node in list(model.graph.nodes):
+        if node.name not in analysis.run_on_open:
+            continue
+        sources = node.all_input_nodes
+        inputs = {i: _removable(analysis, source) for i, source in enumerate(sources)}
+        output = _removable(analysis, node)
+        involved = [labels for dims in (*inputs.values(), output) for labels in dims.values()]
+        if not involved:
+            continue
+        groups = list(dict.fromkeys(group for labels in involved for group in gate_index(analysis, labels)[1]))
+        slots = {source: Slot(i) for i, source in enumerate(sources)}
+        module = OpenChannels(
+            node.target,
+            map_arg(node.args, slots.__getitem__),
+            map_arg(node.kwargs, slots.__getitem__),
+            [gate for group in groups if isinstance(gate := gates[group], Gate)],
+            {i: _positions(analysis, dims, groups) for i, dims in inputs.items()},
+            _positions(analysis, output, groups),
+        )
+        node.op, node.target = "call_module", _add(model, "open_channels", node.name, module)
+        node.args, node.kwargs = tuple(sources), {}
+
+
+def _removable(analysis: ChannelAnalysis, node: Node) -> dict[int, Labels]:
+    """Dimension -> labels, of those dimensions of a value along which channels can be removed."""
+    while node.op == "call_module" and node.name not in analysis.node_labels and node.args:
+        node = node.all_input_nodes[0]  # what was inserted on a weight
+    labels = analysis.parameter_labels if node.op == "get_attr" else analysis.node_labels
+    known = labels.get(str(node.target) if node.op == "get_attr" else node.name, ())
+    return {dim: ids for dim, ids in enumerate(known) if ids is not None and (ids != FIXED).any()}
+
+
+def _positions(analysis: ChannelAnalysis, dims: Mapping[int, Labels], groups: Sequence[str]) -> dict[int, Tensor]:
+    return {dim: gate_index(analysis, labels, groups)[0] for dim, labels in dims.items()}
 
 
 def _insert_on_activation(nodes: Mapping[str, Node], point: ActivationPoint, path: str) -> None:

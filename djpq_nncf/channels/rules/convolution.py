@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Convolutions: plain, grouped, depthwise, transposed, in one to three dimensions."""
 
+import numpy as np
 import torch
 from torch.fx import Node
 
@@ -20,78 +21,98 @@ _TRANSPOSED = [aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.
 @register_channel_rule(*_FORWARD)
 def convolution(node: Node, context: RuleContext) -> None:
     """Output channels are new ones, except where every one of them belongs to one input channel (depthwise)."""
-    source, weight = argument(node, "input"), argument(node, "weight")
-    if not _plain(node, context, source, weight):
+    source, weight, bias = (argument(node, name) for name in ("input", "weight", "bias"))
+    if weight.op != "get_attr":
+        context.freeze_inputs(node, where(node, "has a computed weight"))
         return
-    groups = argument(node, "groups")
-    out_channels, in_per_group = shape_of(weight)[:2]
-    incoming = context.labels(source)[-len(shape_of(weight)) + 1]
-    if groups > 1 and in_per_group == 1:
-        outgoing = None if incoming is None else incoming.repeat(out_channels // groups)
+    labels = _all_but_channels(node, context)
+    channel_dim = len(shape_of(node)) - len(shape_of(weight)) + 1
+    groups, (rows, columns) = argument(node, "groups"), shape_of(weight)[:2]
+    incoming = context.labels(source)[channel_dim]
+    outgoing = context.produce(node, weight, 0, bias)
+    if groups > 1 and columns == 1:
+        repeated = None if incoming is None else incoming.repeat(rows // groups)
+        context.tie(outgoing, repeated, where(node, "filters each of them by itself"))
+    elif groups > 1:
+        which, position = _grid(context, incoming, groups, node)
+        context.consume(node, weight, 1, position)
+        rows_per_group = context.channels.new(rows // groups)
+        context.channels.tie(outgoing, _outputs(context, which, rows_per_group, groups))
     else:
-        if incoming is not None:
-            context.bind_parameter(node, weight, 1, _tie_across(context, incoming, groups)[:in_per_group])
-            context.consume(node, weight, 1)
-        outgoing = _tie_across(context, context.produce(node, out_channels), groups)
-    _finish(node, context, weight, 0, outgoing)
+        context.consume(node, weight, 1, incoming)
+    labels[channel_dim] = outgoing
+    context.set(node, labels)
 
 
 @register_channel_rule(*_TRANSPOSED)
 def transposed_convolution(node: Node, context: RuleContext) -> None:
     """As a convolution, with the weight's first two dimensions exchanged."""
-    source, weight = argument(node, "input"), argument(node, "weight")
-    if not _plain(node, context, source, weight):
+    source, weight, bias = (argument(node, name) for name in ("input", "weight", "bias"))
+    if weight.op != "get_attr":
+        context.freeze_inputs(node, where(node, "has a computed weight"))
         return
-    if argument(node, "groups") != 1:
-        context.freeze_inputs(node, where(node, "is a grouped transposed convolution"))
-        return
-    incoming = context.labels(source)[-len(shape_of(weight)) + 1]
-    if incoming is not None:
-        context.bind_parameter(node, weight, 0, incoming)
-        context.consume(node, weight, 0)
-    _finish(node, context, weight, 1, context.produce(node, shape_of(weight)[1]))
+    labels = _all_but_channels(node, context)
+    channel_dim = len(shape_of(node)) - len(shape_of(weight)) + 1
+    groups, (rows, columns) = argument(node, "groups"), shape_of(weight)[:2]
+    incoming = context.labels(source)[channel_dim]
+    if groups == 1:
+        outgoing = context.produce(node, weight, 1, bias)
+    else:
+        which, _ = _grid(context, incoming, groups, node)
+        outgoing = _outputs(context, which, context.produce(node, weight, 1), groups)
+        if bias is not None:
+            context.tie(outgoing, context.labels(bias)[0], where(node, "adds a bias that cannot shrink"))
+    context.consume(node, weight, 0, incoming)
+    labels[channel_dim] = outgoing
+    context.set(node, labels)
 
 
-@register_rewrite(*_FORWARD)
+@register_rewrite(*_FORWARD, *_TRANSPOSED)
 def shrink_groups(node: Node, removal: Removal) -> None:
-    """A depthwise convolution has one group per remaining input channel."""
-    groups = argument(node, "groups")
+    """As many groups remain as the channels that remain have room for."""
     weight = argument(node, "weight")
     while weight.op == "call_module":  # a quantizer
         weight = weight.args[0]
-    outgoing = removal.parameter_labels(weight.target)[:1]
-    if groups > 1 and shape_of(weight)[1] == 1 and outgoing and outgoing[0] is not None:
-        multiplier = len(outgoing[0]) // groups
-        set_argument(node, "groups", len(removal.kept(outgoing[0])) // multiplier)
-
-
-def _plain(node: Node, context: RuleContext, source: Node, weight: Node) -> bool:
-    if weight.op != "get_attr":
-        context.freeze_inputs(node, where(node, "has a computed weight"))
-        return False
-    labels = context.labels(source)
-    channel_dim = len(labels) - len(shape_of(weight)) + 1
-    for dim, ids in enumerate(labels):
-        if ids is not None and dim != channel_dim:
-            context.channels.freeze(ids, where(node, "takes it for positions or samples"))
-    return True
-
-
-def _tie_across(context: RuleContext, ids: Labels, groups: int) -> Labels:
-    """Convolution groups stay equally wide: the channels at one position of every group go together."""
-    per_group = ids.reshape(groups, -1)
-    for other in per_group[1:]:
-        context.channels.tie(per_group[0], other)
-    return ids
-
-
-def _finish(node: Node, context: RuleContext, weight: Node, dim: int, outgoing: Labels | None) -> None:
-    labels: list[Labels | None] = [None] * len(shape_of(node))
-    labels[-len(shape_of(weight)) + 1] = outgoing
-    context.set(node, labels)
-    if outgoing is None:
+    if argument(node, "groups") == 1:
         return
-    context.bind_parameter(node, weight, dim, outgoing)
-    bias = argument(node, "bias")
-    if bias is not None:
-        context.bind_parameter(node, bias, 0, outgoing)
+    channel_dim = len(shape_of(node)) - len(shape_of(weight)) + 1
+    grouped = node if node.target in _TRANSPOSED else argument(node, "input")
+    channels = removal.size(grouped, channel_dim)
+    set_argument(node, "groups", channels // removal.parameter_size(str(weight.target), shape_of(weight), 1))
+
+
+def _all_but_channels(node: Node, context: RuleContext) -> list[Labels | None]:
+    """Labels of samples pass; those of positions if the convolution keeps their number."""
+    source, weight = argument(node, "input"), argument(node, "weight")
+    labels = list(context.labels(source))
+    positions = range(len(labels) - len(shape_of(weight)) + 2, len(labels))
+    for dim in positions:
+        ids = labels[dim]
+        if ids is None:
+            continue
+        stride = argument(node, "stride")
+        if node.target in _FORWARD and shape_of(node)[dim] == len(ids) and all(step == 1 for step in stride):
+            context.only_open(node)
+        else:
+            context.freeze(node, [ids], "takes it for positions")
+            labels[dim] = None
+    return labels
+
+
+def _grid(
+    context: RuleContext, incoming: Labels | None, groups: int, node: Node
+) -> tuple[Labels | None, Labels | None]:
+    """Input channels as convolution groups, and positions within a group (which stay equally wide)."""
+    columns: tuple[list[Labels], list[Labels]] = ([], [])
+    if incoming is not None:
+        for axis, ids in context.channels.axes(incoming.reshape(groups, -1), where(node, "reads a single channel")):
+            columns[axis].append(ids)
+    which, position = (context.channels.conjunction(ids) if ids else None for ids in columns)
+    return which, position
+
+
+def _outputs(context: RuleContext, which: Labels | None, position: Labels, groups: int) -> Labels:
+    """Output channels of grouped convolution: a group, and a position within it."""
+    if which is None:
+        return np.tile(position, groups)
+    return context.channels.conjunction([which[:, None], position[None, :]]).reshape(-1)

@@ -14,10 +14,16 @@ aten = torch.ops.aten
 
 _UNARY = [
     "relu", "relu6", "sigmoid", "tanh", "silu", "gelu", "hardswish", "hardsigmoid", "hardtanh", "leaky_relu", "elu",
-    "celu", "selu", "softplus", "mish", "log_sigmoid", "abs", "neg", "exp", "sqrt", "rsqrt", "square", "clamp",
-    "clamp_min", "clamp_max", "clone", "contiguous", "detach", "alias", "dropout", "feature_dropout",
+    "celu", "selu", "softplus", "mish", "log_sigmoid", "abs", "neg", "exp", "expm1", "log", "log1p", "sqrt", "rsqrt",
+    "square", "reciprocal", "sin", "cos", "erf", "floor", "round", "sign", "clamp", "clamp_min", "clamp_max",
+    "dropout", "feature_dropout", "threshold", "logical_not", "fill", "bitwise_not",
+    "isnan", "isinf", "nan_to_num", "zeros_like", "ones_like", "full_like", "empty_like",
 ]  # fmt: skip
-_BINARY = ["add", "sub", "rsub", "mul", "div", "maximum", "minimum", "pow"]
+_BROADCASTING = [
+    "add", "sub", "rsub", "mul", "div", "maximum", "minimum", "pow", "remainder", "fmod", "where", "masked_fill",
+    "eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or", "bitwise_and", "bitwise_or", "lerp", "addcmul",
+    "addcdiv", "atan2", "expand_as", "type_as", "floor_divide",
+]  # fmt: skip
 
 
 def _overloads(name: str) -> list[torch._ops.OpOverload]:
@@ -25,43 +31,32 @@ def _overloads(name: str) -> list[torch._ops.OpOverload]:
     return [getattr(packet, o) for o in packet.overloads() if not ("out" in o or "names" in o.lower())]
 
 
-@register_channel_rule(*(o for name in _UNARY for o in _overloads(name)))
-@register_channel_rule(aten._to_copy.default, aten.to.dtype, aten.to.dtype_layout)
-@register_channel_rule(nn.modules.dropout._DropoutNd)
-def unary(node: Node, context: RuleContext) -> None:
-    """Labels pass unchanged."""
-    sources = [source for source in node.all_input_nodes if is_tensor(source)]
-    if len(sources) == 1:
-        context.set(node, context.labels(sources[0]))
-    else:
-        binary(node, context)
-
-
-@register_channel_rule(*(o for name in _BINARY for o in _overloads(name)))
-def binary(node: Node, context: RuleContext) -> None:
+@register_channel_rule(*(o for name in [*_UNARY, *_BROADCASTING] for o in _overloads(name)))
+@register_channel_rule(*_overloads("_to_copy"), *_overloads("to"), nn.modules.dropout._DropoutNd)
+def elementwise(node: Node, context: RuleContext) -> None:
     """Dimensions are aligned from the right; channels that meet are tied."""
-    rank = len(shape_of(node))
-    result: list[Labels | None] = [None] * rank
-    operands = [source for source in node.args if is_tensor(source)]
-    for dim in range(rank):
-        size = shape_of(node)[dim]
-        meeting = []
-        for source in operands:
-            assert isinstance(source, Node)
-            own = dim - rank + len(shape_of(source))
-            if own >= 0 and shape_of(source)[own] == size:
-                meeting.append((source, own, context.labels(source)[own]))
-        known = [ids for _, _, ids in meeting if ids is not None]
-        if not known:
-            continue
-        result[dim] = known[0]
-        for source, own, ids in meeting:
-            if ids is not None:
-                context.channels.tie(known[0], ids)
-            elif source.op == "get_attr":
-                context.bind_parameter(node, source, own, known[0])
-            elif size > 1:
-                context.channels.freeze(known[0], where(node, "combines it with a tensor that cannot shrink"))
+    if not is_tensor(node):
+        context.freeze_inputs(node, where(node, "has no channel rule"))
+        return
+    shape = shape_of(node)
+    operands = [source for source in node.all_input_nodes if is_tensor(source)]
+    if len(operands) == 1 and shape_of(operands[0]) == shape:
+        context.set(node, context.labels(operands[0]))
+        return
+    result: list[Labels | None] = []
+    for dim, size in enumerate(shape):
+        meeting = [
+            context.labels(source)[own]
+            for source in operands
+            if (own := dim - len(shape) + len(shape_of(source))) >= 0 and shape_of(source)[own] == size
+        ]
+        ids = meeting[0] if meeting else None
+        for other in meeting[1:]:
+            if size > 1:
+                ids = context.tie(ids, other, where(node, "combines it with a tensor that cannot shrink"))
+            else:
+                ids = ids if ids is not None else other
+        result.append(ids)
     context.set(node, result)
 
 
@@ -69,7 +64,19 @@ def binary(node: Node, context: RuleContext) -> None:
 def prelu(node: Node, context: RuleContext) -> None:
     """The learned slope is one number, or one per channel of dimension 1."""
     source, slope = argument(node, "self"), argument(node, "weight")
-    labels = context.labels(source)
+    labels = list(context.labels(source))
+    if len(labels) > 1 and shape_of(slope)[0] > 1:
+        labels[1] = context.tie(labels[1], context.labels(slope)[0], where(node, "has a slope for each of them"))
     context.set(node, labels)
-    if len(labels) > 1 and labels[1] is not None and shape_of(slope)[0] > 1:
-        context.bind_parameter(node, slope, 0, labels[1])
+
+
+@register_channel_rule(aten.glu.default)
+def gated_linear_unit(node: Node, context: RuleContext) -> None:
+    """The first half is multiplied by the second."""
+    source, dim = argument(node, "self"), argument(node, "dim")
+    labels = list(context.labels(source))
+    ids = labels[dim]
+    if ids is not None:
+        first, second = ids.reshape(2, -1)
+        labels[dim] = context.tie(first, second, "")
+    context.set(node, labels)

@@ -1,28 +1,71 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Normalisation that treats every channel on its own."""
+"""Normalisation: of every channel by itself, or with statistics over channels."""
 
+import torch
 from torch import nn
 from torch.fx import Node
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from djpq_nncf.channels._context import RuleContext
+from djpq_nncf.channels._context import RuleContext, shape_of, where
 from djpq_nncf.channels._registry import Removal, register_channel_rule, register_rewrite
+from djpq_nncf.channels.rules._arguments import argument, set_argument
+
+aten = torch.ops.aten
 
 _PER_CHANNEL = ("weight", "bias", "running_mean", "running_var")
+_CANNOT_SHRINK = "scales it with what cannot shrink"
 
 
 @register_channel_rule(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 def batch_norm(node: Node, context: RuleContext) -> None:
     """The channels of dimension 1 pass, and the module's vectors run over them."""
     (source,) = node.all_input_nodes
-    labels = context.labels(source)
-    context.set(node, labels)
-    ids = labels[1]
+    labels = list(context.labels(source))
     assert node.graph.owning_module is not None
     module = node.graph.owning_module.get_submodule(str(node.target))
     for name in _PER_CHANNEL:
-        if ids is not None and getattr(module, name) is not None:
-            context.bind_module_parameter(node, f"{node.target}.{name}", ids)
+        vector = getattr(module, name)
+        if vector is not None:
+            ids = context.module_parameter(f"{node.target}.{name}", vector.shape)
+            labels[1] = context.tie(labels[1], ids, where(node, _CANNOT_SHRINK))
+    context.set(node, labels)
+
+
+@register_channel_rule(aten.layer_norm.default, aten.rms_norm.default)
+def layer_norm(node: Node, context: RuleContext) -> None:
+    """Statistics are taken over the last dimensions, for open channels only."""
+    source, normalized = node.args[0], argument(node, "normalized_shape")
+    assert isinstance(source, Node)
+    labels = list(context.labels(source))
+    first = len(labels) - len(normalized)
+    _scale(node, context, labels, range(first, len(labels)))
+    if any(ids is not None for ids in labels[first:]):
+        context.only_open(node)
+    context.set(node, labels)
+
+
+@register_channel_rule(aten.group_norm.default)
+def group_norm(node: Node, context: RuleContext) -> None:
+    """Groups stay, and stay equally wide, unless every channel is a group of its own."""
+    source, groups = argument(node, "input"), argument(node, "num_groups")
+    labels = list(context.labels(source))
+    ids = labels[1]
+    if ids is not None and groups < len(ids):
+        for axis, along in context.channels.axes(ids.reshape(groups, -1), where(node, "has one channel a group")):
+            if axis == 0:
+                context.freeze(node, [along], "normalises groups of them")
+        context.only_open(node)
+    _scale(node, context, labels, [1])
+    context.set(node, labels)
+
+
+@register_channel_rule(aten.instance_norm.default)
+def instance_norm(node: Node, context: RuleContext) -> None:
+    """Every channel is normalised by itself."""
+    source = argument(node, "input")
+    labels = list(context.labels(source))
+    _scale(node, context, labels, [1], names=_PER_CHANNEL)
+    context.set(node, labels)
 
 
 @register_rewrite(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -31,6 +74,34 @@ def shrink_batch_norm(node: Node, removal: Removal) -> None:
     assert node.graph.owning_module is not None
     module = node.graph.owning_module.get_submodule(str(node.target))
     assert isinstance(module, _BatchNorm)
-    labels = removal.labels(node)
-    if len(labels) > 1 and labels[1] is not None:
-        module.num_features = len(removal.kept(labels[1]))
+    module.num_features = removal.size(node, 1)
+
+
+@register_rewrite(aten.layer_norm.default, aten.rms_norm.default)
+def shrink_layer_norm(node: Node, removal: Removal) -> None:
+    """The normalised shape follows the channels."""
+    shape = list(argument(node, "normalized_shape"))
+    rank = len(shape_of(node))
+    set_argument(node, "normalized_shape", [removal.size(node, rank - len(shape) + i) for i in range(len(shape))])
+
+
+@register_rewrite(aten.group_norm.default)
+def shrink_group_norm(node: Node, removal: Removal) -> None:
+    """Where every channel is a group, as many groups remain as channels."""
+    if argument(node, "num_groups") == shape_of(node)[1]:
+        set_argument(node, "num_groups", removal.size(node, 1))
+
+
+def _scale(
+    node: Node, context: RuleContext, labels: list, dims: object, *, names: tuple[str, ...] = ("weight", "bias")
+) -> None:
+    """Learned vectors (or tensors) of the normalisation run over these dimensions."""
+    for name in names:
+        try:
+            value = argument(node, name)
+        except KeyError:
+            continue
+        if isinstance(value, Node):
+            own = context.labels(value)
+            for position, dim in enumerate(dims):  # type: ignore[call-overload]
+                labels[dim] = context.tie(labels[dim], own[position], where(node, _CANNOT_SHRINK))
