@@ -166,21 +166,18 @@ class _Summary:
     def _find_producers(self) -> dict[int, str]:
         """Leaf channel -> the layer that produces it first, in the order of the graph."""
         producer: dict[int, str] = {}
-        self._produced_by: Counter[int] = Counter()
         for one in self._context.producers:
             for channel in _count(self._leaves(one.ids))[0]:
                 producer.setdefault(channel, one.layer)
-                self._produced_by[channel] += 1
         return producer
 
     def _find_roles(self) -> dict[int, Role]:
         roles: dict[int, Role] = {}
-        for ids, role in self._context.roles:
+        # queries turned by a rotary embedding are sums too: what attention says comes first
+        for ids, role in sorted(self._context.roles, key=lambda marked: marked[1] == "residual"):
             for channel in _count(self._leaves(ids))[0]:
                 roles.setdefault(channel, role)
-        for channel in self._producer:
-            roles.setdefault(channel, "residual" if self._produced_by[channel] > 1 else "hidden")
-        return roles
+        return defaultdict(lambda: "hidden", roles)
 
     def _gate_points(self) -> Iterator[tuple[str, int, Labels]]:
         """Parameter, dimension and leaves [n, k] of the channels on which gates act there.

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Graph passes: insert gates and quantizers, remove channels. Each takes a GraphModule and returns a new one."""
 
+from djpq_nncf.passes._attention import decompose_attention
+from djpq_nncf.passes._fold_weights import fold_computed_weights
 from djpq_nncf.passes._insert import Inserted, insert
 from djpq_nncf.passes._names import CONTAINER, module_name
 from djpq_nncf.passes._placement import NOTHING, ActivationPoint, Placement, place_quantizers
@@ -13,6 +15,8 @@ __all__ = [
     "ActivationPoint",
     "Inserted",
     "Placement",
+    "decompose_attention",
+    "fold_computed_weights",
     "insert",
     "kept_channels",
     "module_name",

@@ -102,6 +102,9 @@ def _gather_torn_values(model: GraphModule, removal: Removal) -> None:
             continue
         with model.graph.inserting_before(node):
             value = _regathered(model, node, root, regather, removal)
+            for quantizer in _modules_between(root, node):  # they act on each element, so they may as well come last
+                value = model.graph.call_module(quantizer, (value,))
+        value.meta = dict(node.meta)
         node.replace_all_uses_with(value)
         model.graph.erase_node(node)
         value.name = name
@@ -145,8 +148,17 @@ def _regathered(model: GraphModule, node: Node, root: Node, regather: Regather, 
     for target in range(len(shape_of(node))):
         if target not in order:
             value = graph.call_function(aten.unsqueeze.default, (value, target))
-    value.meta = dict(node.meta)
     return value
+
+
+def _modules_between(root: Node, node: Node) -> list[str]:
+    """Modules called on the way from ``root`` to ``node``, in this order."""
+    found: list[str] = []
+    while node is not root:
+        (node, *_) = node.all_input_nodes
+        if node.op == "call_module" and node is not root:
+            found.insert(0, str(node.target))
+    return found
 
 
 def _select(model: GraphModule, graph: Graph, root: Node, dim: int, positions: np.ndarray, name: str) -> Node:
@@ -155,7 +167,8 @@ def _select(model: GraphModule, graph: Graph, root: Node, dim: int, positions: n
     if np.array_equal(positions, np.arange(first, first + len(positions))):
         return graph.call_function(aten.slice.Tensor, (root, dim, first, first + len(positions)))
     attribute = f"{name}_positions"
-    model.register_buffer(attribute, torch.from_numpy(positions))
+    device = next((parameter.device for parameter in model.parameters()), None)
+    model.register_buffer(attribute, torch.from_numpy(positions).to(device))
     constant = graph.get_attr(attribute)
     constant.meta["val"] = model.get_buffer(attribute)
     return graph.call_function(aten.index_select.default, (root, dim, constant))

@@ -8,7 +8,6 @@ from typing import Any
 from torch.fx import GraphModule
 
 from djpq_nncf.algorithms._registry import register_algorithm
-from djpq_nncf.algorithms.djpq._bits import BitWidths
 from djpq_nncf.algorithms.djpq._controller import DJPQController
 from djpq_nncf.algorithms.djpq._freezing import TOLERANCE, choices_of, reachable_bops
 from djpq_nncf.algorithms.djpq._initialization import initialize_activation_ranges, initialize_weight_ranges
@@ -16,10 +15,17 @@ from djpq_nncf.algorithms.djpq._network import CompressedNetwork
 from djpq_nncf.algorithms.djpq._settings import DJPQSettings
 from djpq_nncf.channels import ChannelGroup, analyse_channels
 from djpq_nncf.config import NNCFConfig, ScopeSettings, closest
-from djpq_nncf.cost import CostModel, MacOperator, find_mac_operators
+from djpq_nncf.cost import CostModel, MacOperator, find_embeddings, find_mac_operators
 from djpq_nncf.errors import ConfigError, DataError
 from djpq_nncf.nn import ActivationQuantizer, Gate, WeightQuantizer
-from djpq_nncf.passes import NOTHING, ActivationPoint, insert, place_quantizers
+from djpq_nncf.passes import (
+    NOTHING,
+    ActivationPoint,
+    decompose_attention,
+    fold_computed_weights,
+    insert,
+    place_quantizers,
+)
 
 
 @register_algorithm("djpq")
@@ -80,10 +86,13 @@ def insert_gates_and_quantizers(
         ConfigError: a scope matches no layer.
     """
     pruning, quantization = settings.pruning, settings.quantization
-    operators = find_mac_operators(model)
-    if not operators:
+    model = fold_computed_weights(model)
+    if quantization.enabled:
+        model = decompose_attention(model)
+    operators, embeddings = find_mac_operators(model), find_embeddings(model)
+    if not any(operator.weight for operator in operators):
         raise ConfigError("The network has no convolution and no linear layer, so there is nothing to compress.")
-    kinds = {operator.layer: operator.kind for operator in operators}
+    kinds = {operator.layer: operator.kind for operator in (*operators, *embeddings)}
     for half, part in (("pruning", pruning), ("quantization", quantization)):
         _check_scope(part.ignored_scopes, kinds, f"$.compression.{half}.ignored_scopes")
         _check_scope(part.target_scopes, kinds, f"$.compression.{half}.target_scopes")
@@ -98,14 +107,14 @@ def insert_gates_and_quantizers(
 
     analysis = analyse_channels(model, is_prunable=is_prunable)
     placement = (
-        place_quantizers(model, operators, is_quantizable=is_quantizable, target_device=target_device)
+        place_quantizers(model, operators, embeddings, is_quantizable=is_quantizable, target_device=target_device)
         if quantization.enabled
         else NOTHING
     )
     inserted = insert(
         model,
         analysis,
-        operators,
+        (*embeddings, *operators),
         placement,
         make_gate=lambda group: _make_gate(group, settings),
         make_weight_quantizer=lambda operator: _make_weight_quantizer(settings),
@@ -115,6 +124,7 @@ def insert_gates_and_quantizers(
         model=inserted.model,
         analysis=analysis,
         operators=operators,
+        embeddings=embeddings,
         placement=placement,
         cost=CostModel(operators, analysis),
         gates={name: gate for name, gate in inserted.gates.items() if isinstance(gate, Gate)},
@@ -176,13 +186,7 @@ def _check_target(network: CompressedNetwork, settings: DJPQSettings) -> None:
     target = settings.target.bops_ratio
     if target is None:
         return
-    bits = BitWidths(
-        network.operators,
-        network.weight_quantizers,
-        network.activation_quantizers,
-        network.placement.inputs_of,
-    )
-    choices = choices_of(bits, power_of_two=settings.quantization.power_of_two)
+    choices = choices_of(network.bit_widths(), power_of_two=settings.quantization.power_of_two)
     least, greatest = reachable_bops(choices, network.cost, network.analysis)
     if least > target:
         raise ConfigError(

@@ -3,14 +3,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import torch
 from torch import nn
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from djpq_nncf.algorithms.djpq._bits import BitWidths
-from djpq_nncf.algorithms.djpq._statistics import DJPQStatistics, LayerStatistics
+from djpq_nncf.algorithms.djpq._statistics import DJPQStatistics, EmbeddingStatistics, LayerStatistics
 from djpq_nncf.channels import ChannelAnalysis, kept_mask
 from djpq_nncf.cost import FLOAT_BITS, CostModel, MacOperator
 from djpq_nncf.nn import ActivationQuantizer, Gate, WeightQuantizer, signed_levels
@@ -24,7 +25,8 @@ class CompressedNetwork:
     Attributes:
         model: the compressed graph.
         analysis: channel groups and labels.
-        operators: layers whose MACs count.
+        operators: layers and products whose MACs count.
+        embeddings: tables that are looked up.
         placement: where quantizers are.
         cost: costs as functions of channels and bits.
         gates: by group name.
@@ -35,11 +37,23 @@ class CompressedNetwork:
     model: GraphModule
     analysis: ChannelAnalysis
     operators: tuple[MacOperator, ...]
+    embeddings: tuple[MacOperator, ...]
     placement: Placement
     cost: CostModel
     gates: Mapping[str, Gate]
     weight_quantizers: Mapping[str, WeightQuantizer]
     activation_quantizers: Mapping[str, ActivationQuantizer]
+
+    def bit_widths(self) -> BitWidths:
+        """The quantizers of each operator."""
+        return BitWidths(
+            self.operators,
+            self.weight_quantizers,
+            self.activation_quantizers,
+            self.placement.inputs_of,
+            self.placement.second_input_of,
+            self.embeddings,
+        )
 
     def inserted_parameters(self) -> dict[str, list[nn.Parameter]]:
         """Parameters of gates and of quantizers."""
@@ -52,7 +66,7 @@ class CompressedNetwork:
     @torch.no_grad()
     def fold_gates(self) -> None:
         """Move the gates' means into the weights they act on; what stays of a gate is its mask."""
-        for name in {consumer.weight for consumer in self.analysis.consumers}:
+        for name in {point.parameter for point in self.analysis.gate_points}:
             self.model.get_parameter(name).copy_(self.gated_weight(name))
         for gate in self.gates.values():
             gate.mu.fill_(1.0)
@@ -75,17 +89,17 @@ class CompressedNetwork:
         weight = self.model.get_parameter(name).detach().clone()
         keep = kept_channels(self.analysis, self.gates) if keep is None else keep
         means = torch.cat([gate.mu.detach() for gate in self.gates.values()]) if self.gates else None
-        consumed = {(consumer.weight, consumer.dim) for consumer in self.analysis.consumers}
+
+        def scale(dim: int, values: torch.Tensor) -> torch.Tensor:
+            return values.to(weight).reshape([-1 if d == dim else 1 for d in range(weight.dim())])
+
+        for point in self.analysis.gate_points:
+            if point.parameter == name and means is not None:
+                gated = torch.cat([means, means.new_ones(1)])[torch.from_numpy(point.labels).to(means.device)]
+                weight *= scale(point.dim, gated.prod(dim=1))
         for dim, ids in enumerate(self.analysis.parameter_labels.get(name, ())):
-            if ids is None or means is None:
-                continue
-            channel = torch.from_numpy(ids).clamp_min(0)
-            kept = torch.from_numpy(kept_mask(ids, keep))
-            scale = kept.to(weight)
-            if (name, dim) in consumed:
-                gated = torch.where(torch.from_numpy(ids >= 0).to(means.device), means[channel], 1.0)
-                scale = scale * gated.to(weight)
-            weight *= scale.reshape([-1 if d == dim else 1 for d in range(weight.dim())])
+            if ids is not None:
+                weight *= scale(dim, torch.from_numpy(kept_mask(ids, keep)))
         return weight
 
     def weight_bits_in_use(self, name: str) -> int:
@@ -114,39 +128,79 @@ class CompressedNetwork:
                     open_now[gate.log_alpha().argmax()] = True
                 keep[channels.start : channels.stop] = open_now.numpy()
         weight_bits, activation_bits = (values.tolist() for values in bits.soft())
+        final = threshold is None
         layers = []
         for row, (operator, macs) in enumerate(zip(self.operators, self.cost.exact_macs(keep), strict=True)):
-            labels = (*self.analysis.parameter_labels.get(operator.weight, ()), None, None)[:2]
-            kept = [
-                (size if ids is None else int(kept_mask(ids, keep).sum()), size)
-                for size, ids in zip(operator.weight_shape[:2], labels, strict=True)
-            ]
-            width = weight_bits[row]
-            if threshold is None and operator.weight in self.weight_quantizers:
-                width = float(self.weight_bits_in_use(operator.weight))
+            inputs, outputs = self._channels(operator, macs, keep)
             layers.append(
                 LayerStatistics(
                     name=operator.layer,
                     kind=operator.kind,
-                    weight_bits=width,
+                    weight_bits=self._weight_bits(operator.weight, final=final) or weight_bits[row],
                     activation_bits=activation_bits[row],
-                    in_channels=kept[1],
-                    out_channels=kept[0],
+                    in_channels=inputs,
+                    out_channels=outputs,
                     macs=macs,
                     baseline_macs=operator.macs,
                 )
             )
+        embeddings = [
+            EmbeddingStatistics(
+                name=table.layer,
+                weight_bits=self._weight_bits(table.weight, final=final) or FLOAT_BITS,
+                rows=table.weight_shape[table.input_dim],
+                channels=self._kept(table, table.output_dim, keep),
+            )
+            for table in self.embeddings
+        ]
         return DJPQStatistics(
             layers=tuple(layers),
-            weight_size_ratio=self._weight_size_ratio(layers),
+            embeddings=tuple(embeddings),
+            weight_size_ratio=self._weight_size_ratio(keep, final=final),
             frozen_channels=self.analysis.frozen,
             baseline_bops=self.cost.baseline_bops,
         )
 
-    def _weight_size_ratio(self, layers: list[LayerStatistics]) -> float:
-        sizes = [torch.Size(operator.weight_shape).numel() for operator in self.operators]
-        kept = [
-            size * layer.macs / layer.baseline_macs * layer.weight_bits
-            for size, layer in zip(sizes, layers, strict=True)
-        ]
-        return sum(kept) / (sum(sizes) * FLOAT_BITS)
+    def _weight_bits(self, weight: str | None, *, final: bool) -> float | None:
+        """Bits of a weight, once frozen those that its codes really need; None if it is not quantized."""
+        if weight is None or weight not in self.weight_quantizers:
+            return None
+        if final:
+            return float(self.weight_bits_in_use(weight))
+        return float(self.weight_quantizers[weight].continuous_bits())
+
+    def _kept(self, operator: MacOperator, dim: int, keep: np.ndarray) -> tuple[int, int]:
+        """Indices of a dimension of an operator's weight: kept, of all."""
+        assert operator.weight is not None
+        labels = self.analysis.parameter_labels.get(operator.weight)
+        ids, size = labels[dim] if labels else None, operator.weight_shape[dim]
+        return size if ids is None else int(kept_mask(ids, keep).sum()), size
+
+    def _channels(self, operator: MacOperator, macs: int, keep: np.ndarray) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Input and output channels, kept and of all; of a product what is summed over, and its last dimension."""
+        if operator.weight is not None:
+            return self._kept(operator, operator.input_dim, keep), self._kept(operator, operator.output_dim, keep)
+        node = next(node for node in self.model.graph.nodes if node.name == operator.node)
+        left, shape = self._remaining_shape(node, keep)
+        if operator.kind == "scaled_dot_product_attention":  # two products: the width of queries, and of values
+            queries = self._remaining_shape(node.all_input_nodes[0], keep)
+            return (queries[0][-1], queries[1][-1]), (left[-1], shape[-1])
+        batch = next(spec.shape[0] for spec in self.model.meta["djpq_inputs"] if spec.batched)
+        return (macs * batch // max(1, prod(left)), operator.macs * batch // prod(shape)), (left[-1], shape[-1])
+
+    def _remaining_shape(self, node: Node, keep: np.ndarray) -> tuple[list[int], list[int]]:
+        """Shape of a value once channels are gone, and before."""
+        shape = [int(size) for size in node.meta["val"].shape]
+        labels = self.analysis.node_labels.get(node.name, (None,) * len(shape))
+        left = [n if ids is None else int(kept_mask(ids, keep).sum()) for n, ids in zip(shape, labels, strict=True)]
+        return left, shape
+
+    def _weight_size_ratio(self, keep: np.ndarray, *, final: bool) -> float:
+        """Each weight counts once, also where several layers share it."""
+        remaining = total = 0.0
+        for name, operator in {operator.weight: operator for operator in (*self.embeddings, *self.operators)}.items():
+            if name is not None:
+                sizes = [self._kept(operator, dim, keep)[0] for dim in range(len(operator.weight_shape))]
+                remaining += prod(sizes) * (self._weight_bits(name, final=final) or FLOAT_BITS)
+                total += prod(operator.weight_shape) * FLOAT_BITS
+        return remaining / total

@@ -16,7 +16,7 @@ _UNARY = [
     "relu", "relu6", "sigmoid", "tanh", "silu", "gelu", "hardswish", "hardsigmoid", "hardtanh", "leaky_relu", "elu",
     "celu", "selu", "softplus", "mish", "log_sigmoid", "abs", "neg", "exp", "expm1", "log", "log1p", "sqrt", "rsqrt",
     "square", "reciprocal", "sin", "cos", "erf", "floor", "round", "sign", "clamp", "clamp_min", "clamp_max",
-    "dropout", "feature_dropout", "threshold", "logical_not", "fill", "bitwise_not",
+    "dropout", "feature_dropout", "threshold", "logical_not", "fill", "zero", "bitwise_not",
     "isnan", "isinf", "nan_to_num", "zeros_like", "ones_like", "full_like", "empty_like",
 ]  # fmt: skip
 _BROADCASTING = [
@@ -28,7 +28,11 @@ _BROADCASTING = [
 
 def _overloads(name: str) -> list[torch._ops.OpOverload]:
     packet = getattr(aten, name)
-    return [getattr(packet, o) for o in packet.overloads() if not ("out" in o or "names" in o.lower())]
+    overloads = [getattr(packet, overload) for overload in packet.overloads()]
+    return [one for one in overloads if not any(argument.is_out for argument in one._schema.arguments)]
+
+
+_SUMS = {*_overloads("add"), *_overloads("sub")}
 
 
 @register_channel_rule(*(o for name in [*_UNARY, *_BROADCASTING] for o in _overloads(name)))
@@ -40,6 +44,8 @@ def elementwise(node: Node, context: RuleContext) -> None:
         return
     shape = shape_of(node)
     operands = [source for source in node.all_input_nodes if is_tensor(source)]
+    if node.target in _SUMS:
+        _mark_stream(context, operands)
     if len(operands) == 1 and shape_of(operands[0]) == shape:
         context.set(node, context.labels(operands[0]))
         return
@@ -58,6 +64,15 @@ def elementwise(node: Node, context: RuleContext) -> None:
                 ids = ids if ids is not None else other
         result.append(ids)
     context.set(node, result)
+
+
+def _mark_stream(context: RuleContext, operands: list[Node]) -> None:
+    """What several layers add to is a residual stream."""
+    summed = [operand for operand in operands if operand.op != "get_attr"]
+    if len(summed) > 1:
+        for operand in summed:
+            for ids in context.labels(operand):
+                context.mark(ids, "residual")
 
 
 @register_channel_rule(aten.prelu.default)

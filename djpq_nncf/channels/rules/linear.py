@@ -87,6 +87,11 @@ def einsum(node: Node, context: RuleContext) -> None:
             context.only_open(node)
     for letter in summed:
         _contract(node, context, (operands[0], dims[0][letter]), (operands[1], dims[1][letter]))
+    for operand, own in zip(operands, dims, strict=True):
+        if operand.op == "get_attr":
+            for letter in own:
+                if letter in output and labels[letter] is not None:
+                    context.produce(node, operand, own[letter])
     values = [context.labels(operand) for operand in operands]
     if not any(values[side][dims[side][letter]] is not None for side in (0, 1) for letter in summed):
         for letter in dims[1]:
@@ -131,9 +136,10 @@ def _product(
         context.freeze_inputs(node, where(node, "multiplies a vector"))
         return [None] * len(shape_of(node))
     if second.op == "get_attr" and len(shape_of(second)) == 2:
-        context.consume(node, second, 0, context.labels(first)[-1])
         own_bias = bias if bias is not None and len(shape_of(bias)) == 1 else None
-        return [*context.labels(first)[:-1], context.produce(node, second, 1, own_bias)]
+        context.produce(node, second, 1, own_bias)
+    if first.op == "get_attr" and len(shape_of(first)) == 2:
+        context.produce(node, first, 0)
     summed = _contract(node, context, (first, len(shape_of(first)) - 1), (second, len(shape_of(second)) - 2))
     left, right = context.labels(first), context.labels(second)
     result: list[Labels | None] = [None] * len(shape_of(node))
@@ -156,6 +162,10 @@ def _product(
 def _contract(node: Node, context: RuleContext, first: tuple[Node, int], second: tuple[Node, int]) -> Labels | None:
     """Two dimensions meet and are summed over."""
     left, right = (context.labels(operand)[dim] for operand, dim in (first, second))
+    for (weight, dim), ids in ((first, right), (second, left)):
+        if weight.op == "get_attr":
+            context.consume(node, weight, dim, ids)
+            return context.labels(weight)[dim]
     summed = context.tie(left, right, where(node, _CANNOT_SHRINK))
     if summed is not None:
         context.mark(summed, "query_key_width")

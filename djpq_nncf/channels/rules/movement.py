@@ -18,7 +18,10 @@ from djpq_nncf.channels.rules._arguments import argument, set_argument
 aten = torch.ops.aten
 
 _VIEWS = [aten.view.default, aten.reshape.default, aten._unsafe_view.default]
-_SPLITS = [aten.chunk.default, aten.split.Tensor, aten.split_with_sizes.default]
+_SPLITS = [
+    aten.chunk.default, aten.split.Tensor, aten.split_with_sizes.default, aten.tensor_split.indices,
+    aten.tensor_split.sections,
+]  # fmt: skip
 
 
 @register_channel_rule(
@@ -59,6 +62,13 @@ def padding(node: Node, context: RuleContext) -> None:
 @register_channel_rule(aten.new_zeros.default, aten.new_ones.default, aten.new_full.default, aten.new_empty.default)
 def made_to_measure(node: Node, context: RuleContext) -> None:
     """Takes type and device from a tensor, and nothing else."""
+
+
+@register_channel_rule(aten._assert_tensor_metadata.default)
+def assertion(node: Node, context: RuleContext) -> None:
+    """Looks at type and device, and sometimes at sizes."""
+    if argument(node, "size") is not None or argument(node, "stride") is not None:
+        context.freeze_inputs(node, where(node, "insists on a size"))
 
 
 @register_channel_rule(aten.slice_scatter.default)
