@@ -128,7 +128,7 @@ class ChannelAnalysis:
 
 def kept_mask(labels: Labels, keep: np.ndarray) -> np.ndarray:
     """Boolean per index of a dimension: which remain, when ``keep[channel]`` says which channels do."""
-    return np.append(keep, True)[labels].all(axis=-1)  # FIXED is -1, the entry appended
+    return np.asarray(np.append(keep, True)[labels].all(axis=-1))  # FIXED is -1, the entry appended
 
 
 def kept_indices(labels: Labels, keep: np.ndarray) -> Labels:

@@ -169,8 +169,8 @@ def _run_on_open_channels(model: GraphModule, analysis: ChannelAnalysis, gates: 
         slots = {source: Slot(i) for i, source in enumerate(sources)}
         module = OpenChannels(
             node.target,
-            map_arg(node.args, slots.__getitem__),
-            map_arg(node.kwargs, slots.__getitem__),
+            map_arg(node.args, lambda source: slots[source]),  # type: ignore[arg-type,return-value]  # noqa: B023
+            map_arg(node.kwargs, lambda source: slots[source]),  # type: ignore[arg-type,return-value]  # noqa: B023
             [gate for group in groups if isinstance(gate := gates[group], Gate)],
             {i: _positions(analysis, dims, groups) for i, dims in inputs.items()},
             _positions(analysis, output, groups),

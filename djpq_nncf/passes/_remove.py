@@ -8,15 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_map_only
 
 from djpq_nncf.capture import propagate_shapes
-from djpq_nncf.channels import ChannelAnalysis, Regather, Removal, find_rewrite, kept_indices, shape_of
+from djpq_nncf.channels import ChannelAnalysis, Removal, find_rewrite, kept_indices
 from djpq_nncf.nn import ActivationQuantizer, Gate, GatedWeight, OpenChannels, Slot, WeightQuantizer
 from djpq_nncf.passes._names import CONTAINER
-
-aten = torch.ops.aten
+from djpq_nncf.passes._regather import gather_torn_values
 
 QUANTIZERS = "quantizers"
 """Top-level submodule of a stripped model that holds its frozen quantizers."""
@@ -60,7 +59,7 @@ def remove(model: GraphModule, analysis: ChannelAnalysis, keep: np.ndarray) -> G
         rewrite = find_rewrite(node) if node.op in ("call_function", "call_module") else None
         if rewrite is not None:
             rewrite(node, removal)
-    _gather_torn_values(model, removal)
+    gather_torn_values(model, removal)
     model.graph.lint()
     model.recompile()
     propagate_shapes(model)
@@ -91,87 +90,6 @@ def _restore_operators(model: GraphModule) -> None:
         node.op, node.target = "call_function", module.operator
         node.args = tree_map_only(Slot, lambda slot: sources[slot.position], module.arguments)  # noqa: B023
         node.kwargs = tree_map_only(Slot, lambda slot: sources[slot.position], module.keywords)  # noqa: B023
-
-
-def _gather_torn_values(model: GraphModule, removal: Removal) -> None:
-    """Values behind something that would not be a grid any more come straight from before it."""
-    nodes = {node.name: node for node in model.graph.nodes}
-    for name, regather in removal.analysis.regathers.items():
-        node, root = nodes.get(name), nodes[regather.root]
-        if node is None or not removal.shrinks(root, regather.dim):
-            continue
-        with model.graph.inserting_before(node):
-            value = _regathered(model, node, root, regather, removal)
-            for quantizer in _modules_between(root, node):  # they act on each element, so they may as well come last
-                value = model.graph.call_module(quantizer, (value,))
-        value.meta = dict(node.meta)
-        node.replace_all_uses_with(value)
-        model.graph.erase_node(node)
-        value.name = name
-    model.graph.eliminate_dead_code()
-    for node in model.graph.nodes:
-        if node.target is aten.view.default:  # what was contiguous may be gathered now
-            node.target = aten.reshape.default
-
-
-def _regathered(model: GraphModule, node: Node, root: Node, regather: Regather, removal: Removal) -> Node:
-    graph, labels = model.graph, removal.labels(node)
-    kept = [
-        np.arange(size) if not labels or labels[dim] is None else removal.kept(labels[dim])
-        for dim, size in zip(regather.target_dims, regather.positions.shape, strict=True)
-    ]
-    before = regather.positions[np.ix_(*kept)] if kept else regather.positions
-    root_labels = removal.labels(root)[regather.dim]
-    assert root_labels is not None
-    remaining = removal.kept(root_labels)
-    positions = np.searchsorted(remaining, before.reshape(-1))
-    assert np.array_equal(remaining[positions], before.reshape(-1)), node
-    rank, dim = len(shape_of(root)), regather.dim
-    value = _select(model, graph, root, dim, positions, node.name)
-    if before.ndim != 1:
-        value = (
-            graph.call_function(aten.unflatten.int, (value, dim, list(before.shape)))
-            if before.ndim
-            else (graph.call_function(aten.squeeze.dims, (value, [dim])))
-        )
-    # where each dimension of the value goes: those of the root keep their order around the ones unfolded from it
-    targets: list[int | None] = []
-    going = dict(regather.kept_dims)
-    for own in range(rank):
-        targets += regather.target_dims if own == dim else [going.get(own)]
-    single = [position for position, target in enumerate(targets) if target is None]
-    if single:
-        value = graph.call_function(aten.squeeze.dims, (value, single))
-    order = [target for target in targets if target is not None]
-    if order != sorted(order):
-        value = graph.call_function(aten.permute.default, (value, np.argsort(order).tolist()))
-    for target in range(len(shape_of(node))):
-        if target not in order:
-            value = graph.call_function(aten.unsqueeze.default, (value, target))
-    return value
-
-
-def _modules_between(root: Node, node: Node) -> list[str]:
-    """Modules called on the way from ``root`` to ``node``, in this order."""
-    found: list[str] = []
-    while node is not root:
-        (node, *_) = node.all_input_nodes
-        if node.op == "call_module" and node is not root:
-            found.insert(0, str(node.target))
-    return found
-
-
-def _select(model: GraphModule, graph: Graph, root: Node, dim: int, positions: np.ndarray, name: str) -> Node:
-    """Entries along a dimension: a slice if they follow one another."""
-    first = int(positions[0])
-    if np.array_equal(positions, np.arange(first, first + len(positions))):
-        return graph.call_function(aten.slice.Tensor, (root, dim, first, first + len(positions)))
-    attribute = f"{name}_positions"
-    device = next((parameter.device for parameter in model.parameters()), None)
-    model.register_buffer(attribute, torch.from_numpy(positions).to(device))
-    constant = graph.get_attr(attribute)
-    constant.meta["val"] = model.get_buffer(attribute)
-    return graph.call_function(aten.index_select.default, (root, dim, constant))
 
 
 def _freeze_quantizers(model: GraphModule) -> None:

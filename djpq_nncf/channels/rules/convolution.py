@@ -53,8 +53,7 @@ def transposed_convolution(node: Node, context: RuleContext) -> None:
         return
     labels = _all_but_channels(node, context)
     channel_dim = len(shape_of(node)) - len(shape_of(weight)) + 1
-    groups, (rows, columns) = argument(node, "groups"), shape_of(weight)[:2]
-    incoming = context.labels(source)[channel_dim]
+    groups, incoming = argument(node, "groups"), context.labels(source)[channel_dim]
     if groups == 1:
         outgoing = context.produce(node, weight, 1, bias)
     else:

@@ -64,41 +64,34 @@ def add_matmul(node: Node, context: RuleContext) -> None:
 @register_channel_rule(aten.einsum.default)
 def einsum(node: Node, context: RuleContext) -> None:
     """Dimensions with one letter meet; letters that the output lacks are summed over."""
-    equation, operands = node.args[:2]
-    assert isinstance(equation, str) and isinstance(operands, (list, tuple))
-    inputs, _, output = equation.replace(" ", "").partition("->")
+    equation, operands = str(node.args[0]).replace(" ", ""), node.all_input_nodes
+    inputs, _, output = equation.partition("->")
     subscripts = inputs.split(",")
-    if "." in equation or not output or len(operands) != 2:
+    if "." in equation or not output or not len(operands) == len(subscripts) == 2:
         context.freeze_inputs(node, where(node, "is written in a form without a rule"))
         return
-    dims = [dict(zip(letters, range(len(letters)), strict=True)) for letters in subscripts]
+    (first, second), (left, right) = operands, subscripts
     labels: dict[str, Labels | None] = {}
-    summed = [letter for letter in dims[0] if letter in dims[1] and letter not in output]
-    for letter in dict.fromkeys("".join(subscripts)):
-        if letter in summed:
+    summed = None
+    for letter in dict.fromkeys(left + right):
+        if letter in left and letter in right and letter not in output:
+            met = _contract(node, context, (first, left.index(letter)), (second, right.index(letter)))
+            summed = summed if met is None else met
             continue
-        sides = [(operand, own[letter]) for operand, own in zip(operands, dims, strict=True) if letter in own]
-        known = [context.labels(operand)[dim] for operand, dim in sides]
-        meeting = context.tie(known[0], known[-1], where(node, _CANNOT_SHRINK))
-        labels[letter] = meeting
+        sides = [(operand, own) for operand, own in ((first, left), (second, right)) if letter in own]
+        known = [context.labels(operand)[own.index(letter)] for operand, own in sides]
+        labels[letter] = context.tie(known[0], known[-1], where(node, _CANNOT_SHRINK))
         if len(sides) == 2:
-            context.mark(meeting, "attention_heads")
-        if letter not in output and meeting is not None:
+            context.mark(labels[letter], "attention_heads")
+        elif sides[0][0].op == "get_attr" and letter in output:
+            context.produce(node, sides[0][0], sides[0][1].index(letter))
+        if letter not in output and labels[letter] is not None:
             context.only_open(node)
-    for letter in summed:
-        _contract(node, context, (operands[0], dims[0][letter]), (operands[1], dims[1][letter]))
-    for operand, own in zip(operands, dims, strict=True):
-        if operand.op == "get_attr":
-            for letter in own:
-                if letter in output and labels[letter] is not None:
-                    context.produce(node, operand, own[letter])
-    values = [context.labels(operand) for operand in operands]
-    if not any(values[side][dims[side][letter]] is not None for side in (0, 1) for letter in summed):
-        for letter in dims[1]:
-            if letter not in dims[0]:
-                context.mark(labels.get(letter), "value_width")
-    new = [context.labels(operands[1])[dims[1][letter]] for letter in dims[1] if letter not in dims[0]]
-    context.products[node.name] = ((*values[0], *new),)
+    new = [letter for letter in right if letter not in left]
+    if summed is None:
+        for letter in new:
+            context.mark(labels[letter], "value_width")
+    context.products[node.name] = ((*context.labels(first), *(labels[letter] for letter in new)),)
     context.set(node, [labels[letter] for letter in output])
 
 
@@ -119,12 +112,13 @@ def attention(node: Node, context: RuleContext) -> None:
             if own >= 0 and shape_of(mask)[own] > 1:
                 result[dim] = context.tie(result[dim], context.labels(mask)[own], where(node, _CANNOT_SHRINK))
         context.mark(result[dim], "attention_heads")
-    positions = (context.labels(key)[-2], context.labels(value)[-2], *(context.labels(mask)[-2:] if mask else ()))
-    context.freeze(node, [labels[-2], *positions], "takes it for positions")
+    masked = context.labels(mask)[-2:] if is_tensor(mask) else ()
+    positions = [labels[-2], context.labels(key)[-2], context.labels(value)[-2], *masked]
+    context.freeze(node, positions, "takes it for positions")
     context.mark(result[-1], "value_width")
     _contract(node, context, (query, rank - 1), (key, len(shape_of(key)) - 1))
     result[-2] = None
-    context.products[node.name] = (tuple(context.labels(query)), (*result[:-1], result[-1]))
+    context.products[node.name] = (context.labels(query), tuple(result))
     context.set(node, result)
 
 

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Normalisation: of every channel by itself, or with statistics over channels."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from torch.fx import Node
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from djpq_nncf.channels._context import RuleContext, shape_of, where
+from djpq_nncf.channels._labels import Labels
 from djpq_nncf.channels._registry import Removal, register_channel_rule, register_rewrite
 from djpq_nncf.channels.rules._arguments import argument, set_argument
 
@@ -93,15 +96,16 @@ def shrink_group_norm(node: Node, removal: Removal) -> None:
 
 
 def _scale(
-    node: Node, context: RuleContext, labels: list, dims: object, *, names: tuple[str, ...] = ("weight", "bias")
+    node: Node,
+    context: RuleContext,
+    labels: list[Labels | None],
+    dims: Sequence[int],
+    names: Sequence[str] = ("weight", "bias"),
 ) -> None:
     """Learned vectors (or tensors) of the normalisation run over these dimensions."""
-    for name in names:
-        try:
-            value = argument(node, name)
-        except KeyError:
-            continue
+    assert isinstance(node.target, torch._ops.OpOverload)
+    for name in (d.name for d in node.target._schema.arguments if d.name in names):
+        value = argument(node, name)
         if isinstance(value, Node):
-            own = context.labels(value)
-            for position, dim in enumerate(dims):  # type: ignore[call-overload]
-                labels[dim] = context.tie(labels[dim], own[position], where(node, _CANNOT_SHRINK))
+            for ids, dim in zip(context.labels(value), dims, strict=True):
+                labels[dim] = context.tie(labels[dim], ids, where(node, _CANNOT_SHRINK))

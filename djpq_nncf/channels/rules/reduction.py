@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pooling, resizing, reductions, and what relates the entries of one dimension to each other."""
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 from torch.fx import Node
 
-from djpq_nncf.channels._context import RuleContext, shape_of, where
+from djpq_nncf.channels._context import RuleContext
 from djpq_nncf.channels._labels import Labels
 from djpq_nncf.channels._registry import register_channel_rule
 from djpq_nncf.channels.rules._arguments import argument
@@ -56,8 +59,9 @@ def reduction(node: Node, context: RuleContext) -> None:
     source = node.args[0]
     assert isinstance(source, Node)
     labels = context.labels(source)
-    dims = _argument_or(node, "dim", None)
-    reduced = {dim % len(labels) for dim in ([dims] if isinstance(dims, int) else dims or range(len(labels)))}
+    asked = _argument_or(node, "dim", None)
+    dims: Iterable[int] = [asked] if isinstance(asked, int) else asked or range(len(labels))
+    reduced = {dim % len(labels) for dim in dims}
     if any(labels[dim] is not None for dim in reduced):
         context.only_open(node)
     if _argument_or(node, "keepdim", False):
@@ -88,7 +92,7 @@ def _without_positions(node: Node, context: RuleContext) -> list[Labels | None]:
     return labels
 
 
-def _argument_or(node: Node, name: str, default: object) -> object:
+def _argument_or(node: Node, name: str, default: Any) -> Any:
     try:
         return argument(node, name)
     except KeyError:
