@@ -18,6 +18,15 @@ attention."""
 
 ROLES: tuple[Role, ...] = get_args(Role)
 
+CHANNELS_OF: dict[Role, str] = {
+    "hidden": "hidden channels",
+    "residual": "channels of the residual stream",
+    "attention_heads": "attention heads",
+    "query_key_width": "channels of queries and keys",
+    "value_width": "channels of values",
+}
+"""What users call the channels of a group."""
+
 
 @dataclass(frozen=True)
 class Member:
@@ -56,11 +65,23 @@ class ChannelGroup:
 
 @dataclass(frozen=True)
 class FrozenChannels:
-    """Output channels of a layer that must stay, and why."""
+    """Output channels of a layer that must stay, and why.
+
+    ``role`` is set where the channels can go in another respect: ``count`` heads, say, stay, but their width can shrink.
+    """
 
     layer: str
     count: int
     reason: str
+    role: Role | None = None
+
+    @property
+    def what(self) -> str:
+        """What stays, with its number."""
+        return f"{self.count} {'channels' if self.role is None else CHANNELS_OF[self.role]}"
+
+    def __str__(self) -> str:
+        return f"{self.layer}: {self.what} stay, {self.reason}"
 
 
 @dataclass(frozen=True, eq=False)

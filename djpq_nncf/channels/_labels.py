@@ -123,15 +123,17 @@ class ChannelSet:
         if ids.size:
             self._frozen.append((np.unique(ids), reason))
 
-    def frozen_leaves(self) -> dict[int, str]:
-        """Channels (representatives) that must stay, with the first reason given for each."""
+    def frozen_leaves(self) -> tuple[Labels, list[str]]:
+        """For every channel (representatives only) the index of the first reason why it must stay or -1; reasons."""
         self._break_cycles()
-        reasons: dict[int, str] = {}
+        reasons = list(dict.fromkeys(reason for _, reason in self._frozen))
+        position = {reason: index for index, reason in enumerate(reasons)}
+        first = np.full(self._count, _NONE, dtype=np.int64)
         for ids, reason in self._frozen:
-            for channel in np.unique(self.leaves(ids)).tolist():
-                if channel >= 0:
-                    reasons.setdefault(channel, reason)
-        return reasons
+            leaves = self.leaves(ids)
+            leaves = leaves[leaves >= 0]
+            first[leaves] = np.where(first[leaves] < 0, position[reason], first[leaves])
+        return first, reasons
 
     def _hand_over_parts(self, absorbed: Labels) -> None:
         """Of two tied conjunctions the parts are tied, in their order (sound, if not always the weakest tie)."""

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """From ids, ties and reasons to channel groups."""
 
-from collections import Counter, defaultdict
-from collections.abc import Iterator
+import itertools
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from torch.fx import Node
@@ -10,12 +11,12 @@ from torch.fx import Node
 from djpq_nncf.channels._context import RuleContext
 from djpq_nncf.channels._groups import (
     FIXED,
+    ROLES,
     ChannelAnalysis,
     ChannelGroup,
     FrozenChannels,
     GatePoint,
     Member,
-    Producer,
     Role,
 )
 from djpq_nncf.channels._labels import Labels, TensorLabels, varying_axes
@@ -25,21 +26,24 @@ Place = tuple[str, int]
 
 
 class Summary:
-    """From ids, ties and reasons to groups."""
+    """From ids, ties and reasons to groups.
+
+    Arrays over channels are indexed by the representative of a set of tied channels.
+    """
 
     def __init__(self, context: RuleContext, roles: frozenset[Role]) -> None:
         self._context = context
         self._channels = context.channels
-        self._frozen = context.channels.frozen_leaves()
-        self._cache: dict[int, Labels] = {}
-        self._kept_alive: list[Labels] = []  # ids of arrays are unique while they live
-        self._places = self._find_places()
+        self._cache: dict[int, tuple[Labels, Labels]] = {}
+        self._reason, self._reasons = context.channels.frozen_leaves()
         self._producer = self._find_producers()
-        self._roles = self._find_roles()
-        self._freeze_ungated(self._gate_points())
-        for channel, role in self._roles.items():
+        self._role = self._find_roles()
+        self._gate_points = list(self._find_gate_points())
+        gated = self._mask([leaves for _, _, leaves in self._gate_points])
+        self._freeze(~gated, "no layer with a weight reads it, so no gate can act on it")
+        for role in ROLES:
             if role not in roles:
-                self._frozen.setdefault(channel, f"'pruning.{role}' is off")
+                self._freeze(self._role == ROLES.index(role), f"'pruning.dimensions.{role}' is off")
         self._new_id = np.full(len(self._channels) + 1, FIXED, dtype=np.int64)  # the last one is for -1
         self._owner: list[str] = []
         self._groups = self._form_groups()
@@ -60,7 +64,7 @@ class Summary:
             parameter_labels={name: self._translate_all(labels) for name, labels in context.parameters.items()},
             gate_points=tuple(
                 GatePoint(name, dim, gated)
-                for name, dim, leaves in self._gate_points()
+                for name, dim, leaves in self._gate_points
                 if ((gated := self._new_id[leaves]) != FIXED).any()
             ),
             frozen=tuple(self._frozen_layers()),
@@ -88,43 +92,36 @@ class Summary:
     def _leaves(self, ids: Labels) -> Labels:
         """[..., k] channels; every array of ids is asked for several times."""
         if id(ids) not in self._cache:
-            self._cache[id(ids)] = self._channels.leaves(ids)
-            self._kept_alive.append(ids)
-        return self._cache[id(ids)]
+            self._cache[id(ids)] = ids, self._channels.leaves(ids)  # the ids too: while they live, so does their id()
+        return self._cache[id(ids)][1]
 
-    def _find_places(self) -> dict[int, Counter[Place]]:
-        """Leaf channel -> the parameters and dimensions it lives in, with the number of slices."""
-        places: dict[int, Counter[Place]] = defaultdict(Counter)
-        self._partners: dict[int, set[int]] = defaultdict(set)
-        for name, labels in self._context.parameters.items():
-            for dim, ids in enumerate(labels):
-                if ids is not None:
-                    leaves = self._leaves(ids)
-                    for channel, count in zip(*_count(leaves), strict=True):
-                        places[channel][name, dim] += count
-                    if leaves.shape[-1] > 1:
-                        for row in np.unique(leaves, axis=0).tolist():
-                            for channel in row:
-                                self._partners[channel].update(row)
-        return places
+    def _mask(self, arrays: Iterable[Labels]) -> np.ndarray:
+        """Which channels are among some leaves."""
+        mask = np.zeros(len(self._channels) + 1, dtype=bool)  # the last one is for -1
+        for leaves in arrays:
+            mask[leaves] = True
+        return mask[:-1]
 
-    def _find_producers(self) -> dict[int, str]:
-        """Leaf channel -> the layer that produces it first, in the order of the graph."""
-        producer: dict[int, str] = {}
-        for one in self._context.producers:
-            for channel in _count(self._leaves(one.ids))[0]:
-                producer.setdefault(channel, one.layer)
-        return producer
+    def _freeze(self, chosen: np.ndarray, reason: str) -> None:
+        self._reason[chosen & (self._reason < 0)] = len(self._reasons)
+        self._reasons.append(reason)
 
-    def _find_roles(self) -> dict[int, Role]:
-        roles: dict[int, Role] = {}
-        # queries turned by a rotary embedding are sums too: what attention says comes first
-        for ids, role in sorted(self._context.roles, key=lambda marked: marked[1] == "residual"):
-            for channel in _count(self._leaves(ids))[0]:
-                roles.setdefault(channel, role)
-        return defaultdict(lambda: "hidden", roles)
+    def _find_producers(self) -> Labels:
+        """For each channel the position of the layer that produces it first, in the order of the graph, or -1."""
+        found = np.full(len(self._channels), -1, dtype=np.int64)
+        for position, producer in reversed(list(enumerate(self._context.producers))):
+            found[_present(self._leaves(producer.ids))] = position
+        return found
 
-    def _gate_points(self) -> Iterator[tuple[str, int, Labels]]:
+    def _find_roles(self) -> Labels:
+        """For each channel its role as a position in ROLES."""
+        found = np.full(len(self._channels), ROLES.index("hidden"), dtype=np.int64)
+        # queries turned by a rotary embedding are sums too: what attention says comes last and stays
+        for ids, role in sorted(self._context.roles[::-1], key=lambda marked: marked[1] != "residual"):
+            found[_present(self._leaves(ids))] = ROLES.index(role)
+        return found
+
+    def _find_gate_points(self) -> Iterator[tuple[str, int, Labels]]:
         """Parameter, dimension and leaves [n, k] of the channels on which gates act there.
 
         A gate acts on the weight that mixes its channels. Channels that only a product of two activations sums over
@@ -135,50 +132,62 @@ class Summary:
             ids = self._context.parameters[consumer.weight][consumer.dim]
             assert ids is not None
             points[consumer.weight, consumer.dim] = self._leaves(ids)
-        gated = {channel for leaves in points.values() for channel in _count(leaves)[0]}
-        contracted = {c for ids in self._context.contracted for c in _count(self._leaves(ids))[0]} - gated
         for (name, dim), leaves in points.items():
             yield name, dim, leaves
-        if contracted:
+        contracted = self._mask(self._leaves(ids) for ids in self._context.contracted) & ~self._mask(points.values())
+        if contracted.any():
             yield from self._output_gates(contracted)
 
-    def _output_gates(self, contracted: set[int]) -> Iterator[tuple[str, int, Labels]]:
+    def _output_gates(self, contracted: np.ndarray) -> Iterator[tuple[str, int, Labels]]:
         """The last rows produced for each contracted channel: keys, also where one layer makes queries and keys."""
-        last: dict[int, Producer] = {}
-        for producer in self._context.producers:
-            for channel in contracted.intersection(_count(self._leaves(producer.ids))[0]):
-                last[channel] = producer
-        for producer in dict.fromkeys(last.values()):
+        last = np.full(len(contracted) + 1, -1, dtype=np.int64)
+        for position, producer in enumerate(self._context.producers):
+            last[:-1][contracted & self._mask([self._leaves(producer.ids)])] = position
+        for position in np.unique(last[last >= 0]).tolist():
+            producer = self._context.producers[position]
             leaves = self._leaves(producer.ids)
-            here = [channel for channel, one in last.items() if one is producer]
-            chosen = np.where(np.isin(leaves, here), leaves, FIXED)
+            chosen = np.where(last[leaves] == position, leaves, FIXED)
             chosen[_repeated_later(leaves)] = FIXED
             for name, dim in producer.places:
                 yield name, dim, chosen
 
-    def _freeze_ungated(self, points: Iterator[tuple[str, int, Labels]]) -> None:
-        gated = {channel for _, _, leaves in points for channel in _count(leaves)[0]}
-        for channel in self._producer:
-            if channel not in gated:
-                self._frozen.setdefault(channel, "no layer with a weight reads it, so no gate can act on it")
-
     def _form_groups(self) -> dict[str, ChannelGroup]:
-        by_signature: dict[tuple[frozenset[tuple[Place, int]], Role, frozenset[int]], list[int]] = defaultdict(list)
-        for channel in self._producer:
-            if channel not in self._frozen:
-                places = frozenset(self._places[channel].items())
-                partners = frozenset(self._partners.get(channel, ())) - {channel}
-                by_signature[places, self._roles[channel], partners].append(channel)
+        """Channels with the same role, in the same places, together with the same others."""
+        places, partners = self._find_places()
+        free = np.flatnonzero((self._producer >= 0) & (self._reason < 0))
+        by_signature: dict[tuple[int, bytes, bytes], list[int]] = defaultdict(list)
+        for channel in free[np.argsort(self._producer[free], kind="stable")].tolist():
+            signature = int(self._role[channel]), places[channel].tobytes(), partners.get(channel, _NOBODY).tobytes()
+            by_signature[signature].append(channel)
         groups: dict[str, ChannelGroup] = {}
-        for (places, role, _), members in by_signature.items():
+        for members in by_signature.values():
             members.sort()
-            name = _free_name(_group_name(self._producer[members[0]], role), groups)
+            role = ROLES[self._role[members[0]]]
+            layer = self._context.producers[self._producer[members[0]]].layer
+            name = _free_name(layer if role in ("hidden", "residual") else f"{layer}/{role}", groups)
             span = range(len(self._owner), len(self._owner) + len(members))
-            ordered = tuple(Member(*place, count) for place, count in sorted(places))
-            groups[name] = ChannelGroup(name, span, ordered, role)
+            inhabited = sorted((*self._place_names[place], count) for place, count in places[members[0]].tolist())
+            groups[name] = ChannelGroup(name, span, tuple(Member(*member) for member in inhabited), role)
             self._new_id[members] = np.arange(span.start, span.stop)
             self._owner.extend([name] * len(members))
         return groups
+
+    def _find_places(self) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray]]:
+        """Channel -> [places, 2] positions in ``_place_names``, numbers of slices; channel -> those it goes with."""
+        self._place_names: list[Place] = []
+        rows: list[np.ndarray] = []
+        pairs: list[np.ndarray] = []
+        for name, labels in self._context.parameters.items():
+            for dim, ids in enumerate(labels):
+                if ids is None:
+                    continue
+                leaves = _without_repetition(self._leaves(ids))
+                found, counts = np.unique(leaves, return_counts=True)
+                rows.append(np.stack([found, np.full(len(found), len(self._place_names)), counts], axis=1))
+                self._place_names.append((name, dim))
+                for first, second in itertools.permutations(range(leaves.shape[-1]), 2):
+                    pairs.append(leaves[:, [first, second]])
+        return _by_first_column(rows), _by_first_column(pairs)
 
     def _translate(self, ids: Labels | None) -> Labels | None:
         if ids is None:
@@ -208,22 +217,47 @@ class Summary:
         return tuple(np.stack(c, axis=-1) if c else None for c in columns)
 
     def _frozen_layers(self) -> Iterator[FrozenChannels]:
+        reason = np.append(self._reason, -1)  # for -1
         for producer in self._context.producers:
-            reasons: Counter[str] = Counter()
-            for leaves in self._leaves(producer.ids).tolist():
-                present = [leaf for leaf in leaves if leaf >= 0]
-                if all(leaf in self._frozen for leaf in present):
-                    reasons[self._frozen[present[0]]] += 1
-            for reason, count in reasons.items():
-                yield FrozenChannels(producer.layer, count, reason)
+            leaves = self._leaves(producer.ids)
+            stays = ((reason[leaves] >= 0) | (leaves < 0)).all(axis=-1)
+            found, counts = np.unique(reason[leaves[stays, 0]], return_counts=True)
+            for index, count in zip(found.tolist(), counts.tolist(), strict=True):
+                yield FrozenChannels(producer.layer, count, self._reasons[index])
+            # what can go in one respect only: with its head, say, but not by its width
+            partly = np.unique(leaves[~stays])
+            partly = partly[(partly >= 0) & (reason[partly] >= 0)]
+            kinds, counts = np.unique(np.stack([reason[partly], self._role[partly]]), axis=1, return_counts=True)
+            for (index, role), count in zip(kinds.T.tolist(), counts.tolist(), strict=True):
+                yield FrozenChannels(producer.layer, count, self._reasons[index], ROLES[role])
 
 
-def _count(leaves: Labels) -> tuple[list[int], list[int]]:
-    """Channels among leaves [n, k], and in how many of the n entries each is."""
-    flat = np.sort(leaves.reshape(-1, leaves.shape[-1]), axis=-1)
-    flat[:, 1:][flat[:, 1:] == flat[:, :-1]] = FIXED
-    found, counts = np.unique(flat, return_counts=True)
-    return found[found >= 0].tolist(), counts[found >= 0].tolist()
+_NOBODY = np.empty(0, dtype=np.int64)
+
+
+def _present(leaves: Labels) -> Labels:
+    return leaves[leaves >= 0]
+
+
+def _without_repetition(leaves: Labels) -> Labels:
+    """Leaves [n, k] with each channel once in a row."""
+    leaves = np.sort(leaves, axis=-1)
+    leaves[:, 1:][leaves[:, 1:] == leaves[:, :-1]] = FIXED
+    return leaves
+
+
+def _by_first_column(rows: list[np.ndarray]) -> dict[int, np.ndarray]:
+    """Different rows, by the channel in their first column; the other columns in order."""
+    if not rows:
+        return {}
+    table = np.concatenate(rows)
+    table = table[(table[:, :2] >= 0).all(axis=1)]
+    table = table[np.lexsort(table.T[::-1])]
+    new = np.ones(len(table), dtype=bool)
+    new[1:] = (table[1:] != table[:-1]).any(axis=1)
+    table = table[new]
+    channels, starts = np.unique(table[:, 0], return_index=True)
+    return dict(zip(channels.tolist(), np.split(table[:, 1:], starts[1:]), strict=True))
 
 
 def _repeated_later(leaves: Labels) -> np.ndarray:
@@ -232,10 +266,6 @@ def _repeated_later(leaves: Labels) -> np.ndarray:
     repeated = np.ones(len(leaves), dtype=bool)
     repeated[len(leaves) - 1 - last] = False
     return repeated
-
-
-def _group_name(layer: str, role: Role) -> str:
-    return layer if role in ("hidden", "residual") else f"{layer}/{role}"
 
 
 def _free_name(name: str, taken: dict[str, ChannelGroup]) -> str:
