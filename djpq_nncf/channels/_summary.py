@@ -117,7 +117,8 @@ class Summary:
         """For each channel its role as a position in ROLES."""
         found = np.full(len(self._channels), ROLES.index("hidden"), dtype=np.int64)
         # queries turned by a rotary embedding are sums too: what attention says comes last and stays
-        for ids, role in sorted(self._context.roles[::-1], key=lambda marked: marked[1] != "residual"):
+        first_said_last = list(reversed(self._context.roles))
+        for ids, role in sorted(first_said_last, key=lambda marked: marked[1] != "residual"):
             found[_present(self._leaves(ids))] = ROLES.index(role)
         return found
 

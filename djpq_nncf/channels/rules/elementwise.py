@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Operators that work element by element: activations, dropout, sums and products with broadcasting."""
 
+import itertools
+
+import numpy as np
 import torch
 from torch import nn
 from torch.fx import Node
@@ -67,12 +70,12 @@ def elementwise(node: Node, context: RuleContext) -> None:
 
 
 def _mark_stream(context: RuleContext, operands: list[Node]) -> None:
-    """What several layers add to is a residual stream."""
-    summed = [operand for operand in operands if operand.op != "get_attr"]
-    if len(summed) > 1:
-        for operand in summed:
-            for ids in context.labels(operand):
-                context.mark(ids, "residual")
+    """What several layers add to is a residual stream (a GELU written out adds a value to one made of itself)."""
+    summed = [context.labels(operand) for operand in operands if operand.op != "get_attr"]
+    for known in itertools.zip_longest(*(reversed(labels) for labels in summed)):
+        meeting = [ids for ids in known if ids is not None]
+        if len(meeting) > 1 and not np.array_equal(*(context.channels.roots(ids) for ids in meeting[:2])):
+            context.mark(meeting[0], "residual")
 
 
 @register_channel_rule(aten.prelu.default)
