@@ -101,8 +101,9 @@ class Decision:
     def _rounded(self, keep: np.ndarray) -> np.ndarray:
         """At least one channel of a group stays, and ``round_to`` is honoured by keeping more."""
         keep = keep.copy()
-        multiple = self._settings.pruning.round_to
         for group in self._analysis.groups.values():
+            # a head is as wide as it is: what layers lose with it is no odd count
+            multiple = 1 if group.role == "attention_heads" else self._settings.pruning.round_to
             own = slice(group.channels.start, group.channels.stop)
             available = ~self._closed_by_hand[own]
             count = max(1, int(keep[own].sum()))

@@ -70,6 +70,25 @@ def reduction(node: Node, context: RuleContext) -> None:
         context.set(node, [ids for dim, ids in enumerate(labels) if dim not in reduced])
 
 
+@register_channel_rule(aten.max.dim, aten.min.dim, aten.argmax.default, aten.argmin.default)
+def extremum(node: Node, context: RuleContext) -> None:
+    """Says which entry it is, so that channels along the dimension must stay."""
+    source, dim = node.args[0], _argument_or(node, "dim", None)
+    assert isinstance(source, Node)
+    labels = list(context.labels(source))
+    if dim is None:
+        context.freeze(node, labels, "says which of them it is")
+        return
+    context.freeze(node, [labels[dim]], "says which of them it is")
+    rest = [None if own == dim % len(labels) else ids for own, ids in enumerate(labels)]
+    if not _argument_or(node, "keepdim", False):
+        del rest[dim]
+    if isinstance(node.meta["val"], (list, tuple)):
+        context.set_several(node, [rest, rest])
+    else:
+        context.set(node, rest)
+
+
 @register_channel_rule(*_ALONG)
 def along_dimension(node: Node, context: RuleContext) -> None:
     """Entries along a dimension are related to each other: of channels, the open ones."""
