@@ -3,22 +3,24 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from math import prod
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from djpq_nncf.channels import ChannelAnalysis, Labels, kept_mask
+from djpq_nncf.channels import FIXED, ChannelAnalysis, Labels, kept_mask
 from djpq_nncf.cost._operators import MacOperator
 
 FLOAT_BITS = 32
 
 
 class CostModel:
-    """Cost of a network's convolutions and linear layers.
+    """Cost of a network's convolutions, linear layers and products of activations.
 
     A layer's MACs are proportional to the share of rows and of columns of its weight that remain
-    (equation 15; a depthwise layer's weight has one column, so that its channels count once).
+    (equation 15; a depthwise layer's weight has one column, so that its channels count once), those of a product to
+    the shares along the dimensions of its operands.
 
     Args:
         operators: the layers, in a fixed order ("layer" below indexes it).
@@ -35,11 +37,11 @@ class CostModel:
             self._labels.append(_mac_labels(operator, analysis, earlier[operator.node]))
             earlier[operator.node] += 1
         width = max((ids.shape[1] for labels in self._labels for ids in labels), default=1)
+        group_of = np.array([column[name] for name in analysis.channel_group] + [len(column)])  # the last is for FIXED
         rows: list[tuple[int, int, float, list[int]]] = []
         for layer, labels in enumerate(self._labels):
             for factor, ids in enumerate(labels):
-                groups = np.array([column[name] for name in analysis.channel_group] + [len(column)])[ids]
-                combinations, counts = np.unique(np.sort(groups, axis=1), axis=0, return_counts=True)
+                combinations, counts = np.unique(np.sort(group_of[ids], axis=1), axis=0, return_counts=True)
                 for combination, count in zip(combinations.tolist(), counts.tolist(), strict=True):
                     padding = [len(column)] * (width - len(combination))
                     rows.append((factor, layer, count / len(ids), combination + padding))
@@ -58,6 +60,15 @@ class CostModel:
     def baseline_bops(self) -> int:
         """BOPs per sample of the original network with 32-bit weights and activations."""
         return self.baseline_macs * FLOAT_BITS * FLOAT_BITS
+
+    @property
+    def prunable_share(self) -> float:
+        """Share of the MACs in which at least one removable channel takes part."""
+        fixed = [
+            operator.macs * prod(float((ids == FIXED).all(axis=1).mean()) for ids in labels)
+            for operator, labels in zip(self.operators, self._labels, strict=True)
+        ]
+        return 1 - sum(fixed) / self.baseline_macs
 
     def soft_macs(self, kept_shares: Tensor) -> Tensor:
         """MACs per layer (15), differentiable.
