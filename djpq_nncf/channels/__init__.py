@@ -4,6 +4,7 @@
 from djpq_nncf.channels._analysis import analyse_channels
 from djpq_nncf.channels._context import RuleContext, shape_of, where
 from djpq_nncf.channels._groups import (
+    CHANNELS_OF,
     FIXED,
     ROLES,
     ChannelAnalysis,
@@ -20,6 +21,7 @@ from djpq_nncf.channels._movement import Regather
 from djpq_nncf.channels._registry import Removal, find_rewrite, register_channel_rule, register_rewrite
 
 __all__ = [
+    "CHANNELS_OF",
     "FIXED",
     "ROLES",
     "ChannelAnalysis",

@@ -49,6 +49,7 @@ def _apply_rule(node: Node, context: RuleContext) -> None:
     rule = find_rule(node)
     if rule is not None:
         rule(node, context)
+        context.freeze_unread(node)
     elif not _reads_only_sizes(node, context):
         context.freeze_inputs(node, where(node, "has no channel rule"))
 

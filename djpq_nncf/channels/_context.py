@@ -41,6 +41,7 @@ class RuleContext:
         self._maps: dict[Node, IndexMap | list[IndexMap]] = {}
         self._sources: dict[str, Node] = {}
         self._layer_weights: dict[str, set[Node]] = {}
+        self._read: set[Node] = set()
 
     # What rules read
 
@@ -50,11 +51,17 @@ class RuleContext:
         A dimension that was torn apart (channels viewed as heads and widths) is settled by this: from here on what
         remains of it has to be a grid.
         """
+        self._read.add(node)
         return self._per_dimension(node, self._settled(node))
+
+    def ignore(self, *nodes: Node) -> None:
+        """The operator does not depend on how many channels these values have."""
+        self._read.update(nodes)
 
     def parameter(self, node: Node, dim: int) -> Labels:
         """Labels of one dimension of the parameter or buffer that a get_attr node reads."""
         assert node.op == "get_attr", node
+        self._read.add(node)
         return self.module_parameter(str(node.target), shape_of(node), dim)
 
     def module_parameter(self, name: str, shape: Sequence[int], dim: int = 0) -> Labels:
@@ -135,6 +142,7 @@ class RuleContext:
             reorders: dimensions of the source along which the operator would do something else on fewer channels
                 (selection by position, a shuffle), so that removal has to gather there.
         """
+        self._read.add(source)
         if not self._factors_of(source):
             return
         reorders = tuple(dim % len(shape_of(source)) for dim in reorders)
@@ -156,6 +164,7 @@ class RuleContext:
 
     def take_output(self, node: Node, source: Node, position: int) -> None:
         """``node`` is one output of an operator with several."""
+        self._read.add(source)
         values, maps = self._factors.get(source), self._maps.get(source)
         if values:
             self._keep(node, values[position], maps[position] if maps else None)  # type: ignore[arg-type,index]
@@ -168,7 +177,16 @@ class RuleContext:
 
     def freeze_inputs(self, node: Node, reason: str) -> None:
         """Every channel that reaches ``node`` stays."""
-        for source in node.all_input_nodes:
+        self._freeze_values(node.all_input_nodes, reason)
+
+    def freeze_unread(self, node: Node) -> None:
+        """Inputs that the rule of an operator did not ask about must stay as they are."""
+        unread = [source for source in node.all_input_nodes if source not in self._read]
+        self._freeze_values(unread, where(node, "has a rule that says nothing of it"))
+        self._read.clear()
+
+    def _freeze_values(self, sources: Sequence[Node], reason: str) -> None:
+        for source in sources:
             known = self._factors_of(source) if is_tensor(source) else self._factors.get(source, [])
             for factor in known:
                 several = factor if isinstance(factor, list) else [factor]

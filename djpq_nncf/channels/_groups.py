@@ -44,6 +44,10 @@ class Member:
         """Module path of the layer the parameter belongs to."""
         return self.parameter.rpartition(".")[0] or self.parameter
 
+    def __str__(self) -> str:
+        slices = "1 slice" if self.multiplicity == 1 else f"{self.multiplicity} slices"
+        return f"{self.parameter}, dimension {self.dim}: {slices} per channel"
+
 
 @dataclass(frozen=True)
 class ChannelGroup:
@@ -67,7 +71,7 @@ class ChannelGroup:
 class FrozenChannels:
     """Output channels of a layer that must stay, and why.
 
-    ``role`` is set where the channels can go in another respect: ``count`` heads, say, stay, but their width can shrink.
+    ``role`` is set where the channels can go in another respect: ``count`` heads, say, stay, but can become narrower.
     """
 
     layer: str
@@ -127,7 +131,7 @@ class ChannelAnalysis:
         channel_group: for each channel id the name of its group.
         run_on_open: nodes that relate channels to each other, so that closed ones must not take part.
         regathers: node name -> how its value comes from an earlier one where what lies between is not a grid.
-        products: name of a node that multiplies activations -> for each product the labels whose remaining shares
+        products: name of a node that multiplies and accumulates -> for each product the labels whose remaining shares
             multiply to the remaining share of its MACs.
     """
 

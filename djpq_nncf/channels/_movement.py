@@ -111,9 +111,9 @@ def follow(
         moved_lines = _outputs(_apply(node, line))
         results = results or [[] for _ in moved_lines]
         for result, index in zip(results, moved_lines, strict=True):
-            if not index.numel() or (factor.ids.size == 1 and not varying_dims(index)):
+            if not index.numel():
                 continue
-            dims = varying_dims(index)
+            dims = varying_dims(index)  # none where a single channel is left: without it nothing would be
             grid = _along(index, dims).numpy()
             ids = factor.ids.reshape(-1)[np.maximum(grid, 1) - 1]
             if (grid == 0).any():

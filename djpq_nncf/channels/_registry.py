@@ -25,6 +25,8 @@ class Removal:
 
     def labels(self, node: Node) -> TensorLabels:
         """Labels of a node's value before the removal; an inserted quantizer has those of its input."""
+        if node.op == "get_attr":
+            return self.parameter_labels(str(node.target))
         while node.name not in self.analysis.node_labels and node.op == "call_module" and node.args:
             (node,) = node.all_input_nodes
         return self.analysis.node_labels.get(node.name, ())

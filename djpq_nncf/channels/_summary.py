@@ -83,10 +83,14 @@ class Summary:
 
     def _must_gather(self, name: str, ragged: set[str], node_labels: dict[str, TensorLabels]) -> bool:
         """Whether the operator itself would do something else once channels are gone."""
-        source = self._context.moved_from(name).name
-        if source in ragged:
+        source = self._context.moved_from(name)
+        if source.name in ragged:
             return True
-        chosen = [node_labels[source][dim] for dim in self._context.reordering.get(name, ())]
+        if source.op == "get_attr":
+            labels = self._translate_all(self._context.parameters[str(source.target)])
+        else:
+            labels = node_labels[source.name]
+        chosen = [labels[dim] for dim in self._context.reordering.get(name, ())]
         return any(ids is not None and (ids != FIXED).any() for ids in chosen)
 
     def _leaves(self, ids: Labels) -> Labels:

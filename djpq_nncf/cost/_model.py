@@ -125,10 +125,5 @@ def _mac_labels(operator: MacOperator, analysis: ChannelAnalysis, product: int) 
 
     ``product`` counts the operators of one node: attention multiplies twice.
     """
-    if operator.weight is None:
-        products = analysis.products.get(operator.node)
-        labels = products[product] if products else ()
-    else:
-        known = analysis.parameter_labels.get(operator.weight)
-        labels = () if known is None else (known[operator.output_dim], known[operator.input_dim])
-    return [ids for ids in labels if ids is not None]
+    products = analysis.products.get(operator.node)
+    return [ids for ids in products[product] if ids is not None] if products else []

@@ -77,7 +77,9 @@ def _fold_gates(model: GraphModule) -> None:
         weight, *gates = node.args
         assert isinstance(weight, Node)
         values = [model.get_submodule(str(gate.target))() for gate in gates if isinstance(gate, Node)]
-        _set_parameter(model, str(weight.target), module(model.get_parameter(str(weight.target)), *values))
+        tensor = _get_tensor(model, str(weight.target))
+        assert tensor is not None
+        _set_parameter(model, str(weight.target), module(tensor, *values))
         node.replace_all_uses_with(weight)
         model.graph.erase_node(node)
 

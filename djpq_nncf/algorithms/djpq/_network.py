@@ -67,7 +67,7 @@ class CompressedNetwork:
     def fold_gates(self) -> None:
         """Move the gates' means into the weights they act on; what stays of a gate is its mask."""
         for name in {point.parameter for point in self.analysis.gate_points}:
-            self.model.get_parameter(name).copy_(self.gated_weight(name))
+            self._tensor(name).copy_(self.gated_weight(name))
         for gate in self.gates.values():
             gate.mu.fill_(1.0)
 
@@ -86,7 +86,7 @@ class CompressedNetwork:
     @torch.no_grad()
     def gated_weight(self, name: str, keep: np.ndarray | None = None) -> torch.Tensor:
         """A weight with the gates' means on it, as its quantizer sees it in eval mode; closed outputs are zero."""
-        weight = self.model.get_parameter(name).detach().clone()
+        weight = self._tensor(name).detach().clone()
         keep = kept_channels(self.analysis, self.gates) if keep is None else keep
         means = torch.cat([gate.mu.detach() for gate in self.gates.values()]) if self.gates else None
 
@@ -101,6 +101,11 @@ class CompressedNetwork:
             if ids is not None:
                 weight *= scale(dim, torch.from_numpy(kept_mask(ids, keep)))
         return weight
+
+    def _tensor(self, name: str) -> torch.Tensor:
+        """A parameter, or a buffer that serves as a weight."""
+        path, _, attribute = name.rpartition(".")
+        return getattr(self.model.get_submodule(path), attribute)
 
     def weight_bits_in_use(self, name: str) -> int:
         """The smallest grid that holds the codes of a frozen weight: what a file that stores them needs.

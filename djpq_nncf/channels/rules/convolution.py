@@ -40,8 +40,7 @@ def convolution(node: Node, context: RuleContext) -> None:
         context.channels.tie(outgoing, _outputs(context, which, rows_per_group, groups))
     else:
         context.consume(node, weight, 1, incoming)
-    labels[channel_dim] = outgoing
-    context.set(node, labels)
+    _finish(node, context, labels, outgoing, (outgoing, context.parameter(weight, 1)))
 
 
 @register_channel_rule(*_TRANSPOSED)
@@ -62,8 +61,7 @@ def transposed_convolution(node: Node, context: RuleContext) -> None:
         if bias is not None:
             context.tie(outgoing, context.labels(bias)[0], where(node, "adds a bias that cannot shrink"))
     context.consume(node, weight, 0, incoming)
-    labels[channel_dim] = outgoing
-    context.set(node, labels)
+    _finish(node, context, labels, outgoing, (context.parameter(weight, 0), context.parameter(weight, 1)))
 
 
 @register_rewrite(*_FORWARD, *_TRANSPOSED)
@@ -89,13 +87,28 @@ def _all_but_channels(node: Node, context: RuleContext) -> list[Labels | None]:
         ids = labels[dim]
         if ids is None:
             continue
-        stride = argument(node, "stride")
-        if node.target in _FORWARD and shape_of(node)[dim] == len(ids) and all(step == 1 for step in stride):
+        whole = argument(node, "groups") == 1 and all(step == 1 for step in argument(node, "stride"))
+        if whole and node.target in _FORWARD and shape_of(node)[dim] == len(ids):
             context.only_open(node)
         else:
             context.freeze(node, [ids], "takes it for positions")
             labels[dim] = None
     return labels
+
+
+def _finish(
+    node: Node,
+    context: RuleContext,
+    labels: list[Labels | None],
+    outgoing: Labels,
+    weight_labels: tuple[Labels, Labels],
+) -> None:
+    """Labels of the output, and what its MACs depend on."""
+    channel_dim = len(labels) - len(shape_of(argument(node, "weight"))) + 1
+    del labels[channel_dim]
+    context.products[node.name] = ((*labels, *weight_labels),)
+    labels.insert(channel_dim, outgoing)
+    context.set(node, labels)
 
 
 def _grid(

@@ -74,8 +74,10 @@ def _mark_stream(context: RuleContext, operands: list[Node]) -> None:
     summed = [context.labels(operand) for operand in operands if operand.op != "get_attr"]
     for known in itertools.zip_longest(*(reversed(labels) for labels in summed)):
         meeting = [ids for ids in known if ids is not None]
-        if len(meeting) > 1 and not np.array_equal(*(context.channels.roots(ids) for ids in meeting[:2])):
-            context.mark(meeting[0], "residual")
+        if len(meeting) > 1:
+            first, second = (context.channels.roots(ids) for ids in meeting[:2])
+            if not np.array_equal(first, second):
+                context.mark(meeting[0], "residual")
 
 
 @register_channel_rule(aten.prelu.default)
@@ -83,8 +85,9 @@ def prelu(node: Node, context: RuleContext) -> None:
     """The learned slope is one number, or one per channel of dimension 1."""
     source, slope = argument(node, "self"), argument(node, "weight")
     labels = list(context.labels(source))
-    if len(labels) > 1 and shape_of(slope)[0] > 1:
-        labels[1] = context.tie(labels[1], context.labels(slope)[0], where(node, "has a slope for each of them"))
+    own_slopes = context.labels(slope)
+    if len(labels) > 1 and shape_of(slope) not in ((), (1,)):
+        labels[1] = context.tie(labels[1], own_slopes[0], where(node, "has a slope for each of them"))
     context.set(node, labels)
 
 

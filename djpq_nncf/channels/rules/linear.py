@@ -18,19 +18,21 @@ _CANNOT_SHRINK = "multiplies it with a tensor that cannot shrink"
 def linear(node: Node, context: RuleContext) -> None:
     """Input features are mixed; output features are new channels."""
     source, weight, bias = (argument(node, name) for name in ("input", "weight", "bias"))
-    if weight.op != "get_attr":
+    if weight.op != "get_attr" or len(shape_of(weight)) != 2:
         context.freeze_inputs(node, where(node, "has a computed weight"))
         return
     *leading, incoming = context.labels(source)
     context.consume(node, weight, 1, incoming)
-    context.set(node, [*leading, context.produce(node, weight, 0, bias)])
+    outgoing = context.produce(node, weight, 0, bias)
+    context.products[node.name] = ((*leading, context.parameter(weight, 1), outgoing),)
+    context.set(node, [*leading, outgoing])
 
 
 @register_channel_rule(aten.embedding.default)
 def embedding(node: Node, context: RuleContext) -> None:
     """Rows are looked up and stay; columns are channels."""
     weight, indices = argument(node, "weight"), argument(node, "indices")
-    outer: list[Labels | None] = [None] * len(shape_of(indices))
+    outer = context.labels(indices)
     if weight.op != "get_attr":
         context.freeze_inputs(node, where(node, "looks up in a computed table"))
         return
@@ -67,7 +69,8 @@ def einsum(node: Node, context: RuleContext) -> None:
     equation, operands = str(node.args[0]).replace(" ", ""), node.all_input_nodes
     inputs, _, output = equation.partition("->")
     subscripts = inputs.split(",")
-    if "." in equation or not output or not len(operands) == len(subscripts) == 2:
+    repeated = any(len(set(letters)) < len(letters) for letters in subscripts)
+    if "." in equation or not output or repeated or not len(operands) == len(subscripts) == 2:
         context.freeze_inputs(node, where(node, "is written in a form without a rule"))
         return
     (first, second), (left, right) = operands, subscripts

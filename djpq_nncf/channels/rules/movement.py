@@ -43,13 +43,14 @@ def movement(node: Node, context: RuleContext) -> None:
 def padding(node: Node, context: RuleContext) -> None:
     """Channels made up along a padded dimension stay; positions may be padded as they like."""
     source, amounts = argument(node, "self"), list(argument(node, "pad"))
+    constant = node.target is aten.constant_pad_nd.default or argument(node, "mode") == "constant"
     labels = list(context.labels(source))
     for position in range(len(amounts) // 2):
         dim = len(labels) - 1 - position
         ids, (before, after) = labels[dim], amounts[2 * position : 2 * position + 2]
         if ids is None or not (before or after):
             continue
-        if argument(node, "mode") != "constant" or min(before, after) < 0:
+        if not constant or min(before, after) < 0:
             context.freeze(node, [ids], "pads or crops the channel dimension")
             labels[dim] = None
             continue
@@ -62,6 +63,7 @@ def padding(node: Node, context: RuleContext) -> None:
 @register_channel_rule(aten.new_zeros.default, aten.new_ones.default, aten.new_full.default, aten.new_empty.default)
 def made_to_measure(node: Node, context: RuleContext) -> None:
     """Takes type and device from a tensor, and nothing else."""
+    context.ignore(*node.all_input_nodes)
 
 
 @register_channel_rule(aten._assert_tensor_metadata.default)
@@ -69,6 +71,7 @@ def assertion(node: Node, context: RuleContext) -> None:
     """Looks at type and device, and sometimes at sizes."""
     if argument(node, "size") is not None or argument(node, "stride") is not None:
         context.freeze_inputs(node, where(node, "insists on a size"))
+    context.ignore(*node.all_input_nodes)
 
 
 @register_channel_rule(aten.slice_scatter.default)
