@@ -28,7 +28,7 @@ def analyse_channels(
     Returns:
         Groups, labels of every value and parameter, and what must stay with the reason.
     """
-    context = RuleContext()
+    context = RuleContext(model)
     for node in model.graph.nodes:
         _apply_rule(node, context)
     for producer in context.producers:

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a channel rule sees and may say: the labels of its inputs, ties, freezes, and the labels of its output."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
-from torch.fx import Graph, Node
+from torch.fx import Graph, GraphModule, Node
 
 from djpq_nncf.capture import layer_name
-from djpq_nncf.channels._groups import Consumer, Producer, Role
+from djpq_nncf.channels._groups import Consumer, OpenCall, Producer, Role
 from djpq_nncf.channels._labels import ChannelSet, Labels, TensorLabels, all_labels
 from djpq_nncf.channels._movement import Factor, IndexMap, Regather, follow, moved
 
@@ -26,14 +27,16 @@ def is_tensor(value: object) -> bool:
 class RuleContext:
     """Labels of every value seen so far; rules read from it and write to it."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: GraphModule) -> None:
         self.channels = ChannelSet()
+        self.canonical_names = _canonical_names(model)
         self.parameters: dict[str, list[Labels | None]] = {}
         self.producers: list[Producer] = []
         self.consumers: list[Consumer] = []
         self.contracted: list[Labels] = []
         self.roles: list[tuple[Labels, Role]] = []
-        self.run_on_open: list[Node] = []
+        self.run_on_open: dict[str, OpenCall] = {}
+        self.parts: list[Labels] = []
         self.products: dict[str, tuple[TensorLabels, ...]] = {}
         self.regathers: dict[str, Regather] = {}
         self.reordering: dict[str, tuple[int, ...]] = {}
@@ -66,7 +69,7 @@ class RuleContext:
 
     def module_parameter(self, name: str, shape: Sequence[int], dim: int = 0) -> Labels:
         """As :meth:`parameter`, for a parameter of a module that the graph calls."""
-        known = self.parameters.setdefault(name, [None] * len(shape))
+        known = self.parameters.setdefault(self.canonical_names.get(name, name), [None] * len(shape))
         if known[dim] is None:
             known[dim] = self.channels.new(int(shape[dim]))
         result = known[dim]
@@ -114,15 +117,37 @@ class RuleContext:
         if self.tie(ids, incoming, where(node, "reads them together with what cannot shrink")) is not None:
             self.consumers.append(Consumer(node.name, str(weight.target), dim))
 
-    def contract(self, node: Node, ids: Labels) -> None:
-        """``node`` sums over products of two activations along these channels."""
+    def contract(self, node: Node, first: tuple[Node, int], second: tuple[Node, int]) -> None:
+        """``node`` sums over products of two activations along these dimensions, whose channels are tied."""
+        ids = self.labels(first[0])[first[1]]
+        assert ids is not None
         self.contracted.append(ids)
-        self.only_open(node)
+        self.only_open(node, first, second)
 
-    def only_open(self, node: Node) -> None:
-        """``node`` relates channels to each other (statistics, softmax): closed ones must not take part in it."""
-        if node not in self.run_on_open:
-            self.run_on_open.append(node)
+    def only_open(self, node: Node, *related: tuple[Node, int], output: Sequence[int] = ()) -> None:
+        """``node`` relates channels to each other (statistics, softmax): closed ones must not take part in it.
+
+        Args:
+            node: the operator.
+            related: inputs of the operator, each with a dimension along which it relates the entries.
+            output: dimensions of its result that run over the same channels.
+        """
+        sources = node.all_input_nodes
+        read: list[Node] = []
+        torch.fx.node.map_arg((node.args, node.kwargs), read.append)
+        call = self.run_on_open.setdefault(node.name, OpenCall({}, {}))
+        for source, dim in related:
+            ids = self.labels(source)[dim]
+            if ids is None:
+                continue
+            if read.count(source) > 1:
+                self.freeze(node, [ids], "relates them to themselves")
+            call.inputs.setdefault(sources.index(source), {})[dim % len(shape_of(source))] = ids
+        known = related[0][0]
+        for dim in output:
+            ids = self.labels(known)[dim]
+            if ids is not None:
+                call.output[dim % len(shape_of(node))] = ids
 
     def mark(self, ids: Labels | None, role: Role) -> None:
         """What users call these channels."""
@@ -157,6 +182,10 @@ class RuleContext:
             maps = []
         elif self._has_channels(source, reorders):
             self.reordering[node.name] = reorders
+        whole = {ids.size for ids in self._sets(self._factors_of(source))}
+        for ids in self._sets(factor for factors in results for factor in factors):
+            if ids.size < max(whole):
+                self.parts.append(ids)
         if isinstance(node.meta["val"], (list, tuple)):
             self._factors[node], self._maps[node] = results, maps
         else:
@@ -199,7 +228,9 @@ class RuleContext:
             if node.op == "get_attr" and name in self._layer_weights:
                 others = set(node.users) - self._layer_weights[name]
                 if others:
-                    self.freeze(next(iter(others)), self.parameters[name], f"reads '{name}' as it is")
+                    self.freeze(
+                        next(iter(others)), self.parameters[self.canonical_names[name]], f"reads '{name}' as it is"
+                    )
 
     # Labels after the analysis
 
@@ -276,10 +307,20 @@ class RuleContext:
             if any(len(factor.dims) > 1 for factor in factors):
                 self._maps[node] = mapped
 
+    def _sets(self, factors: Iterable[Factor]) -> list[Labels]:
+        return [np.unique(factor.ids) for factor in factors]
+
     def _constant(self, node: Node, count: int) -> Labels:
         padding = self.channels.new(count)
         self.channels.freeze(padding, where(node, "pads the channel dimension"))
         return padding
+
+
+def _canonical_names(model: GraphModule) -> dict[str, str]:
+    """Name of a parameter or buffer -> the first name of the same tensor."""
+    tensors = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+    first: dict[int, str] = {}
+    return {name: first.setdefault(id(tensor), name) for name, tensor in tensors}
 
 
 def where(node: Node, what: str) -> str:

@@ -116,6 +116,19 @@ class GatePoint:
 
 
 @dataclass(frozen=True)
+class OpenCall:
+    """An operator that relates channels to each other, so that closed ones must not take part.
+
+    Attributes:
+        inputs: position among the operator's inputs -> dimension -> labels along it.
+        output: dimension of the result -> labels along it.
+    """
+
+    inputs: dict[int, dict[int, Labels]]
+    output: dict[int, Labels]
+
+
+@dataclass(frozen=True)
 class ChannelAnalysis:
     """Channel groups of a captured graph.
 
@@ -129,7 +142,7 @@ class ChannelAnalysis:
         gate_points: the parameters on which gates act.
         frozen: output channels that must stay.
         channel_group: for each channel id the name of its group.
-        run_on_open: nodes that relate channels to each other, so that closed ones must not take part.
+        run_on_open: name of a node that relates channels to each other -> where.
         regathers: node name -> how its value comes from an earlier one where what lies between is not a grid.
         products: name of a node that multiplies and accumulates -> for each product the labels whose remaining shares
             multiply to the remaining share of its MACs.
@@ -141,7 +154,7 @@ class ChannelAnalysis:
     gate_points: tuple[GatePoint, ...]
     frozen: tuple[FrozenChannels, ...]
     channel_group: tuple[str, ...] = field(repr=False)
-    run_on_open: frozenset[str]
+    run_on_open: dict[str, OpenCall]
     regathers: dict[str, Regather]
     products: dict[str, tuple[TensorLabels, ...]]
 

@@ -12,7 +12,7 @@ Labels = NDArray[np.int64]
 TensorLabels = tuple[Labels | None, ...]
 """For each dimension of a tensor its labels, or None where nothing can be removed along it."""
 
-_DEPTH = 24
+_DEPTH = 6  # of conjunctions of conjunctions; where it is more, a grid gets channels of its own
 _NONE = -1
 
 

@@ -3,7 +3,8 @@
 
 import itertools
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from math import prod
 
 import numpy as np
 from torch.fx import Node
@@ -17,6 +18,7 @@ from djpq_nncf.channels._groups import (
     FrozenChannels,
     GatePoint,
     Member,
+    OpenCall,
     Role,
 )
 from djpq_nncf.channels._labels import Labels, TensorLabels, varying_axes
@@ -36,6 +38,7 @@ class Summary:
         self._channels = context.channels
         self._cache: dict[int, tuple[Labels, Labels]] = {}
         self._reason, self._reasons = context.channels.frozen_leaves()
+        self._freeze_uneven_parts()
         self._producer = self._find_producers()
         self._role = self._find_roles()
         self._gate_points = list(self._find_gate_points())
@@ -61,7 +64,11 @@ class Summary:
         return ChannelAnalysis(
             groups=self._groups,
             node_labels=node_labels,
-            parameter_labels={name: self._translate_all(labels) for name, labels in context.parameters.items()},
+            parameter_labels={
+                name: self._translate_all(context.parameters[first])
+                for name, first in context.canonical_names.items()
+                if first in context.parameters
+            },
             gate_points=tuple(
                 GatePoint(name, dim, gated)
                 for name, dim, leaves in self._gate_points
@@ -69,7 +76,13 @@ class Summary:
             ),
             frozen=tuple(self._frozen_layers()),
             channel_group=tuple(self._owner),
-            run_on_open=frozenset(node.name for node in context.run_on_open),
+            run_on_open={
+                name: OpenCall(
+                    {position: self._translate_dims(dims) for position, dims in call.inputs.items()},
+                    self._translate_dims(call.output),
+                )
+                for name, call in context.run_on_open.items()
+            },
             regathers={
                 name: regather
                 for name, regather in context.regathers.items()
@@ -87,7 +100,8 @@ class Summary:
         if source.name in ragged:
             return True
         if source.op == "get_attr":
-            labels = self._translate_all(self._context.parameters[str(source.target)])
+            first = self._context.canonical_names[str(source.target)]
+            labels = self._translate_all(self._context.parameters[first])
         else:
             labels = node_labels[source.name]
         chosen = [labels[dim] for dim in self._context.reordering.get(name, ())]
@@ -109,6 +123,14 @@ class Summary:
     def _freeze(self, chosen: np.ndarray, reason: str) -> None:
         self._reason[chosen & (self._reason < 0)] = len(self._reasons)
         self._reasons.append(reason)
+
+    def _freeze_uneven_parts(self) -> None:
+        """A part of a grid that is no grid (a diagonal) could lose all of its entries though every row stays."""
+        for ids in self._context.parts:
+            leaves = _without_repetition(self._leaves(ids))
+            rows = len(np.unique(leaves, axis=0))
+            if leaves.shape[-1] > 1 and rows < prod(len(np.unique(column)) for column in leaves.T):
+                self._freeze(self._mask([leaves]), "a part of them is taken that is no grid")
 
     def _find_producers(self) -> Labels:
         """For each channel the position of the layer that produces it first, in the order of the graph, or -1."""
@@ -171,7 +193,11 @@ class Summary:
             layer = self._context.producers[self._producer[members[0]]].layer
             name = _free_name(layer if role in ("hidden", "residual") else f"{layer}/{role}", groups)
             span = range(len(self._owner), len(self._owner) + len(members))
-            inhabited = sorted((*self._place_names[place], count) for place, count in places[members[0]].tolist())
+            inhabited = sorted(
+                (*self._place_names[place], count)
+                for place, count in places[members[0]].tolist()
+                if place < len(self._place_names)
+            )
             groups[name] = ChannelGroup(name, span, tuple(Member(*member) for member in inhabited), role)
             self._new_id[members] = np.arange(span.start, span.stop)
             self._owner.extend([name] * len(members))
@@ -192,6 +218,9 @@ class Summary:
                 self._place_names.append((name, dim))
                 for first, second in itertools.permutations(range(leaves.shape[-1]), 2):
                     pairs.append(leaves[:, [first, second]])
+        for position, ids in enumerate(self._context.parts):  # so that something of a part stays: not the first ones
+            found, counts = np.unique(_without_repetition(self._leaves(ids)), return_counts=True)
+            rows.append(np.stack([found, np.full(len(found), len(self._place_names) + position), counts], axis=1))
         return _by_first_column(rows), _by_first_column(pairs)
 
     def _translate(self, ids: Labels | None) -> Labels | None:
@@ -204,6 +233,11 @@ class Summary:
 
     def _translate_all(self, labels: TensorLabels | list[Labels | None]) -> TensorLabels:
         return tuple(self._translate(ids) for ids in labels)
+
+    def _translate_dims(self, dims: Mapping[int, Labels]) -> dict[int, Labels]:
+        """Labels by dimension, where any channel can go."""
+        translated = {dim: self._translate(ids) for dim, ids in dims.items()}
+        return {dim: ids for dim, ids in translated.items() if ids is not None and (ids != FIXED).any()}
 
     def _value_labels(self, node: Node) -> TensorLabels | None:
         """Labels by dimension, or None for a value whose remainder need not be a grid."""

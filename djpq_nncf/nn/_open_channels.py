@@ -23,7 +23,8 @@ class OpenChannels(nn.Module):
     """A call as it will be once closed channels are removed: statistics, softmax, sums over channels.
 
     As long as every channel is open it is the call itself. Otherwise closed channels are left out of its inputs, and
-    its output is zero where they were.
+    its output is one where they were (nobody reads it there, and one is in the domain of what may follow: logarithms,
+    quotients).
 
     Args:
         operator: what is called.
@@ -64,7 +65,7 @@ class OpenChannels(nn.Module):
         result = self.operator(*arguments, **self._filled(self.keywords, chosen))
         for dim, index in self._output.items():
             shape = [len(index) if d == dim else size for d, size in enumerate(result.shape)]
-            result = result.new_zeros(shape).index_copy(dim, _open_indices(is_open, index), result)
+            result = result.new_ones(shape).index_copy(dim, _open_indices(is_open, index), result)
         return result
 
     def _filled(self, arguments: Any, inputs: Sequence[Any]) -> Any:

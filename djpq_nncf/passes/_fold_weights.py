@@ -27,19 +27,21 @@ def fold_computed_weights(model: GraphModule) -> GraphModule:
     if not _computed(model):
         return model
     model = copy.deepcopy(model)
-    evaluate = _Evaluate(model)
+    evaluate = _Evaluate(copy.deepcopy(model).eval())
     before = {str(node.target) for node in model.graph.nodes if node.op == "get_attr"}
     for name, source in _computed(model).items():
         path, _, attribute = name.rpartition(".")
         _ensure_module(model, path).register_parameter(attribute, nn.Parameter(evaluate(source).detach().clone()))
         with model.graph.inserting_before(source):
             weight = model.graph.get_attr(name)
-        weight.meta = {key: source.meta[key] for key in ("val",)}
+        weight.meta["val"] = source.meta["val"]
         source.replace_all_uses_with(weight)
     model.graph.eliminate_dead_code()
+    called = {str(node.target) for node in model.graph.nodes if node.op == "call_module"}
     for name in before - {str(node.target) for node in model.graph.nodes if node.op == "get_attr"}:
         path, _, attribute = name.rpartition(".")
-        delattr(model.get_submodule(path), attribute)
+        if path not in called:
+            delattr(model.get_submodule(path), attribute)
     model.graph.lint()
     model.recompile()
     return model
@@ -60,6 +62,7 @@ class _Evaluate:
         self._values: dict[Node, torch.Tensor] = {}
 
     def __call__(self, node: Node) -> torch.Tensor:
+        """``node`` may belong to a copy of the graph."""
         if node not in self._values:
             for source in node.all_input_nodes:
                 self(source)

@@ -157,14 +157,11 @@ def gate_index(analysis: ChannelAnalysis, labels: Labels, groups: Sequence[str] 
 def _run_on_open_channels(model: GraphModule, analysis: ChannelAnalysis, gates: Mapping[str, nn.Module]) -> None:
     """Operators that relate channels to each other leave out those that are closed."""
     for node in list(model.graph.nodes):
-        if node.name not in analysis.run_on_open:
+        call = analysis.run_on_open.get(node.name)
+        involved = [labels for dims in (*call.inputs.values(), call.output) for labels in dims.values()] if call else []
+        if call is None or not involved:
             continue
         sources = node.all_input_nodes
-        inputs = {i: _removable(analysis, source) for i, source in enumerate(sources)}
-        output = _removable(analysis, node)
-        involved = [labels for dims in (*inputs.values(), output) for labels in dims.values()]
-        if not involved:
-            continue
         groups = list(dict.fromkeys(group for labels in involved for group in gate_index(analysis, labels)[1]))
         slots = {source: Slot(i) for i, source in enumerate(sources)}
         module = OpenChannels(
@@ -172,20 +169,11 @@ def _run_on_open_channels(model: GraphModule, analysis: ChannelAnalysis, gates: 
             map_arg(node.args, lambda source: slots[source]),  # type: ignore[arg-type,return-value]  # noqa: B023
             map_arg(node.kwargs, lambda source: slots[source]),  # type: ignore[arg-type,return-value]  # noqa: B023
             [gate for group in groups if isinstance(gate := gates[group], Gate)],
-            {i: _positions(analysis, dims, groups) for i, dims in inputs.items()},
-            _positions(analysis, output, groups),
+            {i: _positions(analysis, dims, groups) for i, dims in call.inputs.items()},
+            _positions(analysis, call.output, groups),
         )
         node.op, node.target = "call_module", _add(model, "open_channels", node.name, module)
         node.args, node.kwargs = tuple(sources), {}
-
-
-def _removable(analysis: ChannelAnalysis, node: Node) -> dict[int, Labels]:
-    """Dimension -> labels, of those dimensions of a value along which channels can be removed."""
-    while node.op == "call_module" and node.name not in analysis.node_labels and node.args:
-        node = node.all_input_nodes[0]  # what was inserted on a weight
-    labels = analysis.parameter_labels if node.op == "get_attr" else analysis.node_labels
-    known = labels.get(str(node.target) if node.op == "get_attr" else node.name, ())
-    return {dim: ids for dim, ids in enumerate(known) if ids is not None and (ids != FIXED).any()}
 
 
 def _positions(analysis: ChannelAnalysis, dims: Mapping[int, Labels], groups: Sequence[str]) -> dict[int, Tensor]:

@@ -1,16 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which weights and activations are quantized: NNCF's placement, completed where it leaves a layer out."""
+"""Which weights and activations are quantized: NNCF's placement, completed where it leaves an operator out."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 
 import torch
 from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
 
 from djpq_nncf.capture import to_functional
-from djpq_nncf.cost import MacOperator
+from djpq_nncf.cost import MacOperator, factors
+from djpq_nncf.cost._dataflow import analyse_dataflow, is_floating, moved_values
 from djpq_nncf.nncf_bridge import QuantizationPoint, find_quantization_points
 from djpq_nncf.passes._sign import find_nonnegative
+
+aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
@@ -34,88 +39,233 @@ class ActivationPoint:
 
 @dataclass(frozen=True)
 class Placement:
-    """Layers whose weight is quantized, activations that are, and which quantizers feed each layer."""
+    """What is quantized, and which quantizers feed each operator.
+
+    Attributes:
+        weights: layers and embeddings whose weight is quantized.
+        activations: where activations are.
+        inputs_of: layer -> quantizers of its input, of a product's first factor; several behind a concatenation.
+        second_input_of: product -> quantizer of its second factor.
+    """
 
     weights: frozenset[str]
     activations: tuple[ActivationPoint, ...]
     inputs_of: dict[str, tuple[str, ...]]
+    second_input_of: dict[str, str]
 
 
-NOTHING = Placement(frozenset(), (), {})
+NOTHING = Placement(frozenset(), (), {}, {})
 """The placement without any quantizer."""
 
 
 def place_quantizers(
     model: GraphModule,
     operators: tuple[MacOperator, ...],
+    embeddings: tuple[MacOperator, ...] = (),
     *,
     is_quantizable: Callable[[MacOperator], bool] = lambda operator: True,
     target_device: str = "ANY",
 ) -> Placement:
     """Choose quantization points for a captured graph.
 
-    NNCF's own points are taken as they are. A layer that it leaves in floating point (squeeze-and-excitation) gets a
-    quantizer on its input edge: at strong budgets the BOPs of such layers would dominate.
+    NNCF's own points are taken as far as an operator that can use them sees them; around attention its scheme for
+    transformers. What it leaves in floating point (squeeze-and-excitation, conv1d, softmax in front of a product) gets
+    a quantizer on its input edge: at strong budgets the BOPs of such layers would dominate. Of embeddings the table is
+    quantized. Masks, integers and constants never are. A weight that an ignored layer reads as well stays as it is.
+
+    Args:
+        model: a captured graph, attention decomposed.
+        operators: its operators that count.
+        embeddings: its embeddings.
+        is_quantizable: says of each of both whether it may be.
+        target_device: one of NNCF's target devices.
 
     Raises:
         PlacementError: NNCF cannot handle the graph.
     """
     chosen = [operator for operator in operators if is_quantizable(operator)]
-    ignored = [operator.node for operator in operators if not is_quantizable(operator)]
-    points = find_quantization_points(to_functional(model), ignored_nodes=ignored, target_device=target_device)
-    nodes = {node.name: node for node in model.graph.nodes}
-    by_reader: dict[str, list[int]] = {}
-    for point in points:
-        for reader in point.serves:
-            by_reader.setdefault(reader, []).append(point.scale_group)
-    next_group = max((point.scale_group for point in points), default=0) + 1
-    added: list[QuantizationPoint] = []
+    ignored = [operator for operator in (*operators, *embeddings) if not is_quantizable(operator)]
+    points = find_quantization_points(
+        to_functional(model),
+        ignored_nodes=[operator.node for operator in ignored],
+        target_device=target_device,
+        transformer=any(operator.weight is None for operator in operators),
+    )
+    edges = _Edges(model, points, operators)
+    inputs_of: dict[str, list[int]] = {}
+    second_input_of: dict[str, int] = {}
     for operator in chosen:
-        if operator.node not in by_reader:
-            source = nodes[operator.node].all_input_nodes[0]
-            twin = next((p for p in added if nodes[p.node].all_input_nodes[0] is source), None)
-            group = twin.scale_group if twin else next_group
-            next_group += twin is None
-            added.append(QuantizationPoint(operator.node, 0, (operator.node,), group))
-            by_reader[operator.node] = [group]
+        first, second = edges.behind_inputs(operator)
+        inputs_of[operator.layer] = first
+        if second:
+            second_input_of[operator.layer] = second[0]
 
-    nonnegative = find_nonnegative(model)
-    resolved = [(point, *_edge(nodes, point)) for point in (*points, *added)]
-    signed_groups = {point.scale_group for point, source, _ in resolved if source.name not in nonnegative}
-    names: dict[int, str] = {}
-    for point, source, _ in resolved:
-        names.setdefault(point.scale_group, source.name)
-    names = _unique(names)
-
-    merged: dict[tuple[str, str], ActivationPoint] = {}
-    for point, source, readers in resolved:
-        quantizer = names[point.scale_group]
-        earlier = merged.get((quantizer, source.name))
-        if earlier is not None and (earlier.readers is None or readers is None):
-            readers = None
-        elif earlier is not None and readers is not None:
-            assert earlier.readers is not None
-            readers = earlier.readers | readers
-        merged[quantizer, source.name] = ActivationPoint(
-            quantizer, source.name, readers, point.scale_group in signed_groups, source.op == "placeholder"
-        )
+    names, activations = edges.resolve()
+    kept = {operator.weight for operator in ignored}
     return Placement(
-        weights=frozenset(operator.layer for operator in chosen),
-        activations=tuple(merged.values()),
-        inputs_of={
-            operator.layer: tuple(dict.fromkeys(names[group] for group in by_reader[operator.node]))
-            for operator in chosen
-        },
+        weights=frozenset(
+            operator.layer
+            for operator in (*operators, *embeddings)
+            if operator.weight is not None and operator.weight not in kept
+        ),
+        activations=activations,
+        inputs_of={layer: tuple(dict.fromkeys(names[g] for g in groups)) for layer, groups in inputs_of.items()},
+        second_input_of={layer: names[group] for layer, group in second_input_of.items()},
     )
 
 
-def _edge(nodes: dict[str, Node], point: QuantizationPoint) -> tuple[Node, frozenset[str] | None]:
-    """The node whose value is quantized, and who reads it quantized."""
-    node = nodes[point.node]
-    if point.input_port is None:
-        return node, None
-    tensors = [source for source in node.all_input_nodes if isinstance(source.meta["val"], torch.Tensor)]
-    return tensors[point.input_port], frozenset({node.name})
+@dataclass(frozen=True)
+class _Edge:
+    """A value that is quantized for some of its readers (None: all), with the scale of a group."""
+
+    source: Node
+    readers: frozenset[str] | None
+    group: int
+    serves: frozenset[str]
+
+
+class _Edges:
+    """Where quantizers are, and which of them are needed."""
+
+    def __init__(
+        self, model: GraphModule, points: Iterable[QuantizationPoint], operators: Iterable[MacOperator]
+    ) -> None:
+        self._model = model
+        self._nodes = {node.name: node for node in model.graph.nodes}
+        self._activations = analyse_dataflow(model).activations
+        self._layers = {operator.node for operator in operators if operator.weight is not None}
+        found = [self._edge(point) for point in points]
+        groups = {edge.group for edge in found if self._is_quantizable(edge)}
+        floating = (edge for edge in found if edge.group in groups and is_floating(edge.source))
+        self._at: dict[Node, list[_Edge]] = defaultdict(list)
+        for edge in _share_readers_of_one_value(floating):
+            self._at[edge.source].append(edge)
+        self._added: set[_Edge] = set()
+        # what NNCF wants quantized for other operators (sums, normalization) stays
+        counted = {operator.node for operator in operators}
+        self._used = {edge for edges in self._at.values() for edge in edges if edge.serves - counted}
+        self._next_group = max((edge.group for edge in found), default=0) + 1
+
+    def _edge(self, point: QuantizationPoint) -> _Edge:
+        node, serves = self._nodes[point.node], frozenset(point.serves)
+        # behind an operator that selects its part of a tensor: queries and keys each have their own range
+        moves = len(moved_values(self._model, node)) == 1 and isinstance(node.meta["val"], torch.Tensor)
+        if point.input_port is None or moves:
+            return _Edge(node, None, point.scale_group, serves)
+        arguments: list[Node] = []
+        map_arg(node.args, arguments.append)
+        tensors = [source for source in arguments if isinstance(source.meta["val"], torch.Tensor)]
+        return _Edge(tensors[point.input_port], frozenset({node.name}), point.scale_group, serves)
+
+    def _is_quantizable(self, edge: _Edge) -> bool:
+        """A layer's input is; another value unless it is a mask, a constant, or a divisor, which may round to 0."""
+        if edge.serves & self._layers:
+            return is_floating(edge.source)
+        divides = any(user.target is aten.div.Tensor and user.args[1] is edge.source for user in edge.source.users)
+        return edge.source in self._activations and not divides
+
+    def behind_inputs(self, operator: MacOperator) -> tuple[list[int], list[int]]:
+        """Groups of the quantizers behind an operator's factors; one is added where there is none."""
+        node = self._nodes[operator.node]
+        result = [self._behind_or_new(node, factor, several=not i) for i, factor in enumerate(factors(node))]
+        return result[0] if result else [], result[1] if len(result) > 1 else []
+
+    def _behind_or_new(self, node: Node, source: Node, *, several: bool) -> list[int]:
+        edges = self._behind(source, node.name)
+        groups = list(dict.fromkeys(edge.group for edge in edges))
+        if not groups or (len(groups) > 1 and not several):
+            if not is_floating(source) or (node.name not in self._layers and source not in self._activations):
+                return []
+            edges = [self._add(source, node.name)]
+            groups = [edges[0].group]
+        self._used.update(edges)
+        return groups
+
+    def _behind(self, source: Node, reader: str) -> list[_Edge]:
+        """The quantizers whose grids hold the value that ``reader`` sees; none if some of it comes from elsewhere."""
+        found: dict[_Edge, None] = {}
+        seen: set[tuple[Node, str]] = set()
+        stack = [(source, reader)]
+        while stack:
+            value, name = stack.pop()
+            if (value, name) in seen:
+                continue
+            seen.add((value, name))
+            edge = next((e for e in self._at[value] if e.readers is None or name in e.readers), None)
+            if edge is not None:
+                found[edge] = None
+                continue
+            origins = moved_values(self._model, value)
+            if not origins:
+                return []
+            stack += [(origin, value.name) for origin in reversed(origins)]
+        return list(found)
+
+    def _add(self, source: Node, reader: str) -> _Edge:
+        """One quantizer serves all readers for which this value is not quantized yet."""
+        earlier = next((edge for edge in self._at[source] if edge in self._added), None)
+        if earlier is None:
+            edge = _Edge(source, frozenset({reader}), self._next_group, frozenset())
+            self._next_group += 1
+        else:
+            assert earlier.readers is not None
+            edge = replace(earlier, readers=earlier.readers | {reader})
+            self._at[source].remove(earlier)
+            self._used.discard(earlier)
+        self._added.add(edge)
+        self._at[source].append(edge)
+        return edge
+
+    def resolve(self) -> tuple[dict[int, str], tuple[ActivationPoint, ...]]:
+        """Names of the groups, and the points that are needed."""
+        edges = [edge for at in self._at.values() for edge in at if edge in self._used]
+        nonnegative = find_nonnegative(self._model)
+        signed = {edge.group for edge in edges if edge.source.name not in nonnegative}
+        names: dict[int, str] = {}
+        for edge in edges:
+            names.setdefault(edge.group, edge.source.name)
+        names = _unique(names)
+        return names, tuple(
+            ActivationPoint(
+                quantizer=names[edge.group],
+                source=edge.source.name,
+                readers=edge.readers,
+                signed=edge.group in signed,
+                is_input=edge.source.op == "placeholder",
+            )
+            for edge in edges
+        )
+
+
+def _share_readers_of_one_value(edges: Iterable[_Edge]) -> list[_Edge]:
+    """NNCF may quantize one value for each of its readers alone: once is enough, for all of them."""
+    at: dict[Node, list[_Edge]] = defaultdict(list)
+    for edge in edges:
+        at[edge.source].append(edge)
+    shared: dict[int, int] = {}
+
+    def root(group: int) -> int:
+        while group in shared:
+            group = shared[group]
+        return group
+
+    for same in at.values():
+        for edge in same[1:]:
+            if root(edge.group) != root(same[0].group):
+                shared[root(edge.group)] = root(same[0].group)
+    return [
+        _Edge(
+            source,
+            None if any(edge.readers is None for edge in same) else _union(edge.readers or () for edge in same),
+            root(same[0].group),
+            _union(edge.serves for edge in same),
+        )
+        for source, same in at.items()
+    ]
+
+
+def _union(sets: Iterable[Iterable[str]]) -> frozenset[str]:
+    return frozenset(name for names in sets for name in names)
 
 
 def _unique(names: dict[int, str]) -> dict[int, str]:

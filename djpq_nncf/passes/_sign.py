@@ -8,16 +8,21 @@ from torch.fx import GraphModule, Node
 aten = torch.ops.aten
 
 _MAKES = {
-    aten.relu.default, aten.relu6.default, aten.sigmoid.default, aten.hardsigmoid.default, aten.abs.default,
-    aten.softmax.int, aten.square.default, aten.exp.default, aten.softplus.default,
+    aten.abs.default, aten.exp.default, aten.hardsigmoid.default, aten.linalg_vector_norm.default,
+    aten.relu.default, aten.relu6.default, aten.rsqrt.default, aten.sigmoid.default, aten.softmax.int,
+    aten.softplus.default, aten.sqrt.default, aten.square.default,
 }  # fmt: skip
 _KEEPS = {
-    aten.flatten.using_ints, aten.view.default, aten.reshape.default, aten.permute.default, aten.transpose.int,
-    aten.contiguous.default, aten.clone.default, aten.squeeze.dim, aten.unsqueeze.default, aten.slice.Tensor,
-    aten.max_pool2d.default, aten.max_pool1d.default, aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default,
-    aten.adaptive_avg_pool1d.default, aten.mean.dim, aten.cat.default, aten.add.Tensor, aten.mul.Tensor,
-    aten.upsample_nearest2d.vec, aten.upsample_bilinear2d.vec,
+    aten.adaptive_avg_pool1d.default, aten.adaptive_avg_pool2d.default, aten.add.Tensor, aten.avg_pool2d.default,
+    aten.cat.default, aten.clone.default, aten.contiguous.default, aten.div.Tensor, aten.expand.default,
+    aten.flatten.using_ints, aten.index.Tensor, aten.masked_fill.Scalar, aten.max_pool1d.default,
+    aten.max_pool2d.default, aten.mean.dim, aten.mul.Tensor, aten.permute.default, aten.reshape.default,
+    aten.select.int, aten.slice.Tensor, aten.squeeze.dim, aten.transpose.int, aten.unflatten.int,
+    aten.unsqueeze.default, aten.upsample_bilinear2d.vec, aten.upsample_nearest2d.vec, aten.view.default,
 }  # fmt: skip
+# what follows the first input are indices or a mask
+_SELECTING = {aten.index.Tensor, aten.masked_fill.Scalar}
+_ARITHMETIC = {aten.add.Tensor, aten.div.Tensor, aten.masked_fill.Scalar, aten.mul.Tensor}
 _CLAMPS = {aten.hardtanh.default: 1, aten.clamp.default: 1, aten.clamp_min.default: 1}
 _DEFAULT_LOWER = {aten.hardtanh.default: -1}
 
@@ -34,9 +39,11 @@ def find_nonnegative(model: GraphModule) -> set[str]:
                 found.add(node)
         elif node.target in _KEEPS or _is_dropout(model, node):
             sources = [source for source in node.all_input_nodes if isinstance(source.meta["val"], torch.Tensor)]
+            if node.target in _SELECTING:
+                sources = sources[:1]
             scalars = [v for v in (*node.args[1:], *node.kwargs.values()) if isinstance(v, (int, float))]
-            arithmetic = node.target in (aten.add.Tensor, aten.mul.Tensor)
-            if all(source in found for source in sources) and not (arithmetic and any(v < 0 for v in scalars)):
+            negative = node.target in _ARITHMETIC and any(value < 0 for value in scalars)
+            if all(source in found for source in sources) and not negative:
                 found.add(node)
     return {node.name for node in found}
 

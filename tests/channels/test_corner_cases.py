@@ -43,6 +43,26 @@ def parameter(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.randn(shape))
 
 
+def attention(function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Case:
+    """Two heads of width four."""
+
+    def run(module: Any, x: Tensor) -> Tensor:
+        q, k, v = (layer(x).view(-1, 6, 2, 4).transpose(1, 2) for layer in (module.q, module.k, module.v))
+        return function(q, k, v).transpose(1, 2).reshape(-1, 6, 8)
+
+    return Case(nn.Identity(), run, nn.Linear(8, 5), q=nn.Linear(8, 8), k=nn.Linear(8, 8), v=nn.Linear(8, 8))
+
+
+def linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    q, k = F.elu(q) + 1, F.elu(k) + 1
+    return (q @ (k.transpose(-1, -2) @ v)) / (q @ k.sum(-2)[..., None])
+
+
+def merged_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    q, k, v = (x.reshape(-1, 6, 4) for x in (q, k, v))
+    return torch.bmm(torch.bmm(q, k.transpose(1, 2)).softmax(-1), v).view(-1, 2, 6, 4)
+
+
 IMAGES = (2, 3, 8, 8)
 SEQUENCE = (2, 6, 8)
 CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
@@ -100,6 +120,28 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
     "convolution over features": (
         lambda: Case(nn.Conv1d(3, 4, 1), lambda s, x: s.b(s.conv(s.a(x))), nn.Conv1d(4, 5, 1), a=nn.Linear(6, 8),
                      conv=nn.Conv1d(4, 4, 3, padding=1), b=nn.Linear(8, 6)), (2, 3, 6), 16,
+    ),
+    "instance norm of features": (
+        lambda: Case(nn.Linear(6, 8), lambda s, x: s.n(x), nn.Linear(8, 5), n=nn.InstanceNorm1d(3, affine=True)),
+        (2, 3, 6), 8,
+    ),
+    "group norm of features": (
+        lambda: Case(nn.Linear(6, 8), lambda s, x: s.n(x), nn.Linear(8, 5), n=nn.GroupNorm(3, 3)), (2, 3, 6), 8,
+    ),
+    "layer norm of two dimensions": (
+        lambda: Case(nn.Linear(6, 8), lambda s, x: s.n(x), nn.Linear(8, 5), n=nn.LayerNorm((3, 8))), (2, 3, 6), 8,
+    ),
+    "half of them pooled": (
+        lambda: conv(lambda s, x: torch.cat([F.max_pool2d(x[:, :4], 3, 1, 1), F.avg_pool2d(x[:, 4:], 3, 1, 1)], 1)),
+        IMAGES, 8,
+    ),
+    "mean of half of them": (lambda: conv(lambda s, x: x * x[:, :4].mean(1, keepdim=True)), IMAGES, 8),
+    "logarithm of a softmax": (lambda: linear(lambda s, x: x.softmax(-1).log()), SEQUENCE, 8),
+    "linear attention": (lambda: attention(linear_attention), SEQUENCE, 10),
+    "heads merged into the batch": (lambda: attention(merged_attention), SEQUENCE, 10),
+    "multi-head attention with weights": (
+        lambda: Case(nn.Linear(8, 8), lambda s, x: s.m(x, x, x)[0], nn.Linear(8, 5),
+                     m=nn.MultiheadAttention(8, 2, batch_first=True)), SEQUENCE, 26,
     ),
 }  # fmt: skip
 

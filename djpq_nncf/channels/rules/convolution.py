@@ -87,9 +87,9 @@ def _all_but_channels(node: Node, context: RuleContext) -> list[Labels | None]:
         ids = labels[dim]
         if ids is None:
             continue
-        whole = argument(node, "groups") == 1 and all(step == 1 for step in argument(node, "stride"))
-        if whole and node.target in _FORWARD and shape_of(node)[dim] == len(ids):
-            context.only_open(node)
+        stride = argument(node, "stride")
+        if node.target in _FORWARD and shape_of(node)[dim] == len(ids) and all(step == 1 for step in stride):
+            context.only_open(node, (source, dim), output=[dim])
         else:
             context.freeze(node, [ids], "takes it for positions")
             labels[dim] = None

@@ -89,7 +89,7 @@ def einsum(node: Node, context: RuleContext) -> None:
         elif sides[0][0].op == "get_attr" and letter in output:
             context.produce(node, sides[0][0], sides[0][1].index(letter))
         if letter not in output and labels[letter] is not None:
-            context.only_open(node)
+            context.only_open(node, *((operand, own.index(letter)) for operand, own in sides))
     new = [letter for letter in right if letter not in left]
     if summed is None:
         for letter in new:
@@ -166,5 +166,5 @@ def _contract(node: Node, context: RuleContext, first: tuple[Node, int], second:
     summed = context.tie(left, right, where(node, _CANNOT_SHRINK))
     if summed is not None:
         context.mark(summed, "query_key_width")
-        context.contract(node, summed)
+        context.contract(node, first, second)
     return summed

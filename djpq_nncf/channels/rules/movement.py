@@ -275,6 +275,12 @@ def resize_slice(node: Node, removal: Removal) -> None:
     set_argument(node, "end", int((kept < stop).sum()))
 
 
+@register_rewrite(aten.repeat_interleave.self_int)
+def count_repetitions_anew(node: Node, removal: Removal) -> None:
+    """The size of the output follows from that of the input."""
+    set_argument(node, "output_size", None)
+
+
 @register_rewrite(aten.unflatten.int)
 def resize_unflatten(node: Node, removal: Removal) -> None:
     """Sizes of the new dimensions follow the channels."""

@@ -43,7 +43,9 @@ def layer_norm(node: Node, context: RuleContext) -> None:
     first = len(labels) - len(normalized)
     _scale(node, context, labels, range(first, len(labels)))
     if any(ids is not None for ids in labels[first:]):
-        context.only_open(node)
+        dims = range(first, len(labels))
+        scales = [(value, dim - first) for value in node.all_input_nodes[1:] for dim in dims]
+        context.only_open(node, *((source, dim) for dim in dims), *scales, output=dims)
     context.set(node, labels)
 
 
@@ -53,12 +55,16 @@ def group_norm(node: Node, context: RuleContext) -> None:
     source, groups = argument(node, "input"), argument(node, "num_groups")
     labels = list(context.labels(source))
     ids = labels[1]
+    related = [dim for dim in range(2, len(labels)) if labels[dim] is not None]
     if ids is not None and groups < len(ids):
         for axis, along in context.channels.axes(ids.reshape(groups, -1), where(node, "has one channel a group")):
             if axis == 0:
                 context.freeze(node, [along], "normalises groups of them")
-        context.only_open(node)
+        related.insert(0, 1)
     _scale(node, context, labels, [1])
+    if related:
+        scales = [(value, 0) for value in node.all_input_nodes[1:] if 1 in related]
+        context.only_open(node, *((source, dim) for dim in related), *scales, output=related)
     context.set(node, labels)
 
 
@@ -68,6 +74,9 @@ def instance_norm(node: Node, context: RuleContext) -> None:
     source = argument(node, "input")
     labels = list(context.labels(source))
     _scale(node, context, labels, [1], names=_PER_CHANNEL)
+    related = [dim for dim in range(2, len(labels)) if labels[dim] is not None]
+    if related:
+        context.only_open(node, *((source, dim) for dim in related), output=related)
     context.set(node, labels)
 
 

@@ -63,7 +63,7 @@ def reduction(node: Node, context: RuleContext) -> None:
     dims: Iterable[int] = [asked] if isinstance(asked, int) else asked or range(len(labels))
     reduced = {dim % len(labels) for dim in dims}
     if any(labels[dim] is not None for dim in reduced):
-        context.only_open(node)
+        context.only_open(node, *((source, dim) for dim in sorted(reduced)))
     if _argument_or(node, "keepdim", False):
         context.set(node, [None if dim in reduced else ids for dim, ids in enumerate(labels)])
     else:
@@ -96,7 +96,7 @@ def along_dimension(node: Node, context: RuleContext) -> None:
     assert isinstance(source, Node)
     labels = context.labels(source)
     if labels[dim] is not None:
-        context.only_open(node)
+        context.only_open(node, (source, dim), output=[dim])
     context.set(node, labels)
 
 
