@@ -40,7 +40,8 @@ class Regather:
         dim: the dimension of it that was torn apart.
         positions: indices along ``dim``, as an array over ``target_dims`` of the moved value.
         target_dims: dimensions of the moved value that ``dim`` became, ascending.
-        kept_dims: (dimension of the root, dimension of the moved value) for all others that are not of size one.
+        kept_dims: (dimension of the root, dimension of the moved value) for all others, but for dimensions of size
+            one that only one of the two has.
     """
 
     root: str
@@ -82,6 +83,11 @@ class IndexMap:
         if len(torn) != 1 or len(set(used)) < len(used) or not spanned:
             return None
         ((dim, dims),) = torn
+        # of size one in the example only, perhaps: they keep their order
+        single = [own for own, size in enumerate(self.root_shape) if size == 1]
+        left = [target for target in range(len(shape)) if target not in used]
+        if len(single) == len(left):
+            kept += zip(single, left, strict=True)
         return Regather(self.root.name, dim, _along(self.coordinates[dim], dims).numpy(), tuple(dims), tuple(kept))
 
 

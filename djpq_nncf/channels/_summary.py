@@ -156,7 +156,7 @@ class Summary:
         """
         points: dict[Place, Labels] = {}
         for consumer in self._context.consumers:
-            ids = self._context.parameters[consumer.weight][consumer.dim]
+            ids = self._context.parameters[self._context.canonical_names[consumer.weight]][consumer.dim]
             assert ids is not None
             points[consumer.weight, consumer.dim] = self._leaves(ids)
         for (name, dim), leaves in points.items():

@@ -60,6 +60,13 @@ class OpenChannels(nn.Module):
         chosen = list(inputs)
         for position, dims in self._inputs.items():
             for dim, index in dims.items():
+                if chosen[position].shape[dim] != len(index):
+                    raise RuntimeError(
+                        f"{self.operator} relates {chosen[position].shape[dim]} entries to each other where the "
+                        f"example inputs had {len(index)}: channels are merged with samples or positions there, so "
+                        "that closed ones cannot be told. Run it with the example's sizes, or exclude the layer from "
+                        "pruning."
+                    )
                 chosen[position] = chosen[position].index_select(dim, _open_indices(is_open, index))
         arguments = fit_to_input(self.operator, self._filled(self.arguments, chosen))
         result = self.operator(*arguments, **self._filled(self.keywords, chosen))

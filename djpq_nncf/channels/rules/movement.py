@@ -144,6 +144,8 @@ def pixel_shuffle(node: Node, context: RuleContext) -> None:
     """Several input channels become the positions of one."""
     source, factor = argument(node, "self"), argument(node, "upscale_factor")
     labels = list(context.labels(source))
+    context.freeze(node, labels[-2:], "takes it for positions")
+    labels[-2:] = [None, None]
     ids = labels[-3]
     if ids is not None:
         first, *others = ids.reshape(-1, factor**2).T
@@ -157,7 +159,8 @@ def pixel_shuffle(node: Node, context: RuleContext) -> None:
 def pixel_unshuffle(node: Node, context: RuleContext) -> None:
     """Positions of one input channel become several channels."""
     source = argument(node, "self")
-    *leading, channels, _, _ = context.labels(source)
+    *leading, channels, height, width = context.labels(source)
+    context.freeze(node, [height, width], "takes it for positions")
     result: list[Labels | None] = [None] * len(shape_of(node))
     result[: len(leading)] = leading
     if channels is not None:
