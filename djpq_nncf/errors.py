@@ -18,6 +18,10 @@ class PlacementError(DjpqError, RuntimeError):
     """Gates or quantizers cannot be placed in the graph."""
 
 
+class PruningError(DjpqError, ValueError):
+    """Channels cannot be closed as asked."""
+
+
 class DataError(DjpqError, ValueError):
     """The data given for initialisation, training or verification is unusable."""
 

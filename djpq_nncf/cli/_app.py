@@ -75,22 +75,37 @@ def inspect(
             show_default=False,
         ),
     ] = None,
+    groups: Annotated[bool, typer.Option("--groups", help="Print the channel groups alone.")] = False,
+    dot: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write the channel groups as a Graphviz graph too; `dot -Tsvg FILE` draws it.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Show what a config does to a network, without data and without training.
 
-    Prints MACs and BOPs of each layer, the channel groups (what is pruned together), the quantizers, and the channels
-    that cannot be pruned with the reason.
+    Prints MACs and BOPs of each layer, the channel groups (what is pruned together) as a tree with the channels that
+    stay and the reason, and the quantizers.
 
     Examples:
     `djpq-nncf inspect torchvision:resnet18 examples/configs/resnet18_djpq.json`
 
     `djpq-nncf inspect my_package.networks:make_network --input-shape 1,3,32,32`
+
+    `djpq-nncf inspect torchvision:vit_b_16 --input-shape 1,3,224,224 --groups --dot groups.dot`
     """
     from djpq_nncf.cli._inspect import inspect_model
     from djpq_nncf.cli._model import load_model, parse_shape
 
-    shape = None if input_shape is None else parse_shape(input_shape)
-    typer.echo(inspect_model(load_model(model), model, config, shape))
+    network = load_model(model)
+    inspection = inspect_model(network, config, None if input_shape is None else parse_shape(input_shape))
+    if dot is not None:
+        inspection.write_dot(dot)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    typer.echo(inspection.groups() if groups else inspection.report(model, parameters, config))
 
 
 @app.command()

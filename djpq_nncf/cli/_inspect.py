@@ -2,32 +2,70 @@
 """``djpq-nncf inspect``: a network and a config as text, before any training."""
 
 import shutil
-import textwrap
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
-from torch.fx import Node
+from torch.fx import GraphModule, Node
 
-from djpq_nncf.algorithms._data import Inputs, example_from_config
+from djpq_nncf.algorithms._data import Inputs, dynamic_from_config, example_from_config
 from djpq_nncf.algorithms.djpq import CompressedNetwork, DJPQSettings, insert_gates_and_quantizers
 from djpq_nncf.capture import capture, layer_name
-from djpq_nncf.channels import ChannelGroup
 from djpq_nncf.config import NNCFConfig
-from djpq_nncf.cost import FLOAT_BITS, MacOperator
-from djpq_nncf.errors import ConfigError, DataError
-from djpq_nncf.passes import ActivationPoint
-from djpq_nncf.report import render_table
+from djpq_nncf.cost import FLOAT_BITS
+from djpq_nncf.errors import ConfigError, DataError, ExportError
+from djpq_nncf.passes import ActivationPoint, decompose_attention, fold_computed_weights
+from djpq_nncf.report import groups_to_dot, render_groups, render_table
 
 
-def inspect_model(model: nn.Module, name: str, config_path: Path | None, shape: tuple[int, ...] | None) -> str:
-    """Everything that is known about a network and what a config does to it.
+@dataclass(frozen=True)
+class Inspection:
+    """A network as a config would compress it.
+
+    Attributes:
+        captured: its graph.
+        network: that with gates and quantizers.
+    """
+
+    captured: GraphModule
+    network: CompressedNetwork
+
+    def report(self, name: str, parameters: int, config_path: Path | None) -> str:
+        """Everything that is known about it."""
+        sections = [
+            _summary(self.network, name, parameters, config_path),
+            _layers(self.network),
+            self.groups(),
+            _quantizers(self.network, {node.name: node for node in self.captured.graph.nodes}),
+        ]
+        return "\n\n".join(sections)
+
+    def groups(self) -> str:
+        """The channel groups as a tree, and what stays."""
+        return render_groups(self.network.analysis, self.captured, width=_terminal_width())
+
+    def write_dot(self, path: Path) -> None:
+        """Write the channel groups in DOT.
+
+        Raises:
+            ExportError: the file cannot be written.
+        """
+        try:
+            path.write_text(groups_to_dot(self.network.analysis, self.captured), encoding="utf-8")
+        except OSError as error:
+            raise ExportError(
+                f"'{path}' cannot be written: {error.strerror}. Give --dot a file in a folder that you may write to."
+            ) from error
+
+
+def inspect_model(model: nn.Module, config_path: Path | None, shape: tuple[int, ...] | None) -> Inspection:
+    """Capture a network and do to it what a config says, short of initialising anything.
 
     Args:
         model: the network; it is not changed.
-        name: to print.
         config_path: JSON file; None for the defaults.
         shape: of the input, batch first; None to take it from the config.
 
@@ -43,17 +81,12 @@ def inspect_model(model: nn.Module, name: str, config_path: Path | None, shape: 
     )
     settings = _settings(config)
     args, kwargs = _example(config, shape)
-    captured = capture(model.eval(), args, kwargs)
+    dynamic = dynamic_from_config(config.input_infos) if shape is None else None
+    captured = fold_computed_weights(capture(model.eval(), args, kwargs, dynamic=dynamic))
+    if settings.quantization.enabled:
+        captured = decompose_attention(captured)  # so that the nodes are those that quantizers are placed at
     network = insert_gates_and_quantizers(captured, settings, config.target_device)
-    nodes = {node.name: node for node in captured.graph.nodes}
-    sections = [
-        _summary(network, name, model, config_path),
-        _layers(network),
-        _groups(network),
-        _quantizers(network, nodes),
-        _frozen(network),
-    ]
-    return "\n\n".join(section for section in sections if section)
+    return Inspection(captured, network)
 
 
 def _settings(config: NNCFConfig) -> DJPQSettings:
@@ -75,7 +108,7 @@ def _example(config: NNCFConfig, shape: tuple[int, ...] | None) -> Inputs:
     return described
 
 
-def _summary(network: CompressedNetwork, name: str, model: nn.Module, config_path: Path | None) -> str:
+def _summary(network: CompressedNetwork, name: str, parameters: int, config_path: Path | None) -> str:
     shapes = ", ".join(
         "[" + ", ".join(["N", *map(str, spec.shape[1:])]) + "]" for spec in network.model.meta["djpq_inputs"]
     )
@@ -83,7 +116,7 @@ def _summary(network: CompressedNetwork, name: str, model: nn.Module, config_pat
     rows = {
         "network": f"{name}, input {shapes}",
         "config": str(config_path) if config_path else "none given: DJPQ with its defaults",
-        "parameters": f"{sum(parameter.numel() for parameter in model.parameters()):,}",
+        "parameters": f"{parameters:,}",
         "MACs per sample": f"{network.cost.baseline_macs:,}",
         "BOPs per sample": f"{network.cost.baseline_bops:,} ({FLOAT_BITS}-bit weights and activations)",
         "prunable channels": f"{network.analysis.channel_count:,} in {len(network.analysis.groups)} groups",
@@ -113,42 +146,7 @@ def _layers(network: CompressedNetwork) -> str:
     return "Layers before compression\n" + render_table(header, rows, text_columns=(0, 1, 2, 6, 7))
 
 
-def _groups(network: CompressedNetwork) -> str:
-    groups = network.analysis.groups
-    if not groups:
-        return "Channel groups: none, nothing is pruned."
-    operators = {operator.weight: operator for operator in network.operators}
-    lines = ["Channel groups: what a group holds is kept or removed together, channel by channel"]
-    width = shutil.get_terminal_size((110, 24)).columns
-    for group in groups.values():
-        members = "; ".join(_members(group, operators))
-        lines.append(f"  {group.name}, {group.size} channels")
-        lines += textwrap.wrap(
-            members,
-            width=max(60, width),
-            initial_indent="      ",
-            subsequent_indent="      ",
-            break_on_hyphens=False,
-        )
-    return "\n".join(lines)
-
-
-def _members(group: ChannelGroup, operators: dict[str, MacOperator]) -> Iterator[str]:
-    """Layers with the sides on which the channels live; other parameters by their module."""
-    roles: dict[str, list[str]] = defaultdict(list)
-    for member in group.members:
-        operator = operators.get(member.parameter)
-        found = roles[operator.layer if operator else member.layer]
-        if operator is None:
-            continue
-        side = "out" if (member.dim == 0) != operator.kind.startswith("conv_transpose") else "in"
-        times = f" ({member.multiplicity} for each channel)" if member.multiplicity > 1 else ""
-        found.append(f" {side}{times}")
-    for layer, sides in roles.items():
-        yield layer + " and".join(sides)
-
-
-def _quantizers(network: CompressedNetwork, nodes: dict[str, Node]) -> str:
+def _quantizers(network: CompressedNetwork, nodes: Mapping[str, Node]) -> str:
     if not network.placement.activations:
         return "Activation quantizers: none, activations stay in floating point."
     points: dict[str, list[ActivationPoint]] = defaultdict(list)
@@ -194,9 +192,5 @@ def _operator(node: Node) -> str:
     return str(node.target).split(".")[1] if node.op == "call_function" else str(node.target)
 
 
-def _frozen(network: CompressedNetwork) -> str:
-    frozen = network.analysis.frozen
-    if not frozen:
-        return ""
-    lines = [f"  {entry.layer}: {entry.count} channels stay, {entry.reason}" for entry in frozen]
-    return "\n".join(["Not prunable", *lines])
+def _terminal_width() -> int:
+    return max(60, shutil.get_terminal_size((110, 24)).columns)

@@ -24,6 +24,11 @@ def djpq_rules(settings: dict[str, Any], given: dict[str, Any]) -> Iterator[Prob
             ("quantization", "enabled"),
             "false, like pruning.enabled, so that nothing would be compressed; set one of the two to true",
         )
+    if pruning["enabled"] and not any(pruning["dimensions"].values()):
+        yield Problem(
+            ("pruning", "dimensions"),
+            "every one is false, so that nothing would be pruned; set one to true, or pruning.enabled to false",
+        )
     for half in ("weights", "activations"):
         yield from _bit_problems(quantization[half], quantization["power_of_two"], ("quantization", half))
     yield from _target_problems(settings, given)

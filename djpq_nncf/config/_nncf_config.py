@@ -13,20 +13,39 @@ from djpq_nncf.config._resolve import resolve
 
 
 @dataclass(frozen=True)
+class DynamicInfo:
+    """Dimensions of an input that may have other sizes than the example.
+
+    Attributes:
+        dims: Their indices, without that of the batch.
+        min: Smallest size; None where it is left open.
+        max: Largest size; None where it is left open.
+        multiple_of: Every size is a multiple of this.
+    """
+
+    dims: tuple[int, ...]
+    min: int | None
+    max: int | None
+    multiple_of: int
+
+
+@dataclass(frozen=True)
 class InputInfo:
     """One input of the model.
 
     Attributes:
-        sample_size: Shape, batch dimension first.
-        type: ``"float"`` (float32) or ``"long"`` (int64).
+        sample_size: Shape of the example, batch dimension first.
+        type: ``"float"`` (float32), ``"long"`` (int64), ``"int"`` (int32) or ``"bool"``.
         keyword: Name of the argument of ``forward``; None where it is passed by position.
         filler: What an example input is filled with.
+        dynamic: Its dynamic dimensions; None where only the batch is.
     """
 
     sample_size: tuple[int, ...]
-    type: Literal["float", "long"]
+    type: Literal["float", "long", "int", "bool"]
     keyword: str | None
     filler: Literal["random", "zeros", "ones"]
+    dynamic: DynamicInfo | None = None
 
 
 class NNCFConfig(dict[str, Any]):
@@ -81,10 +100,7 @@ class NNCFConfig(dict[str, Any]):
     @property
     def input_infos(self) -> tuple[InputInfo, ...]:
         """The inputs of the model; empty where the config leaves them to the data."""
-        return tuple(
-            InputInfo(**{**entry, "sample_size": tuple(entry["sample_size"])})
-            for entry in self.resolved()["input_info"] or ()
-        )
+        return tuple(_input_info(entry) for entry in self.resolved()["input_info"] or ())
 
     @property
     def target_device(self) -> str:
@@ -100,6 +116,11 @@ class NNCFConfig(dict[str, Any]):
     def log_dir(self) -> Path:
         """Folder for logs and reports, relative to the working directory."""
         return Path(self.resolved()["log_dir"])
+
+
+def _input_info(entry: dict[str, Any]) -> InputInfo:
+    dynamic = entry["dynamic"] and DynamicInfo(**{**entry["dynamic"], "dims": tuple(entry["dynamic"]["dims"])})
+    return InputInfo(**{**entry, "sample_size": tuple(entry["sample_size"]), "dynamic": dynamic})
 
 
 def _check(data: Any, origin: str) -> tuple[Any, dict[str, Any]]:

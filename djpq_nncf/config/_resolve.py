@@ -7,6 +7,7 @@ from typing import Any
 
 from djpq_nncf.config._defaults import with_defaults, without
 from djpq_nncf.config._describe import describe
+from djpq_nncf.config._input_rules import input_rules
 from djpq_nncf.config._problems import Path, Problem, show_value, unknown_name
 from djpq_nncf.config._schemas import (
     algorithm_rules,
@@ -33,9 +34,14 @@ def resolve(document: Any) -> Resolved:
     algorithms, algorithm_problems = _resolve_algorithms(document.get("compression"))
     problems += algorithm_problems
     valid = without(document, (problem.path for problem in problems))
-    if isinstance(valid.get("input_info"), dict):
+    is_single = isinstance(valid.get("input_info"), dict)
+    if is_single:
         valid["input_info"] = [valid["input_info"]]
     settings = {**with_defaults(valid, top_level_schema()), "compression": algorithms}
+    inputs = [entry for entry in settings["input_info"] or () if "sample_size" in entry]
+    problems += input_rules(
+        inputs, [("input_info",) if is_single else ("input_info", index) for index in range(len(inputs))]
+    )
     return Resolved(settings, tuple(problems))
 
 

@@ -69,7 +69,7 @@ def _unknown_key(key: str, value: Any, known: Sequence[str], places: Sequence[st
 
 
 def _not_allowed(value: Any, schema: Schema) -> str:
-    message = f"{show_value(value)} is not allowed; give {describe(schema)}"
+    message = f"{show_value(value)} is not allowed; give {describe(schema)}{schema.get('x-remedy', '')}"
     choices = [choice for choice in schema.get("enum", ()) if isinstance(choice, str)]
     if choices and isinstance(value, str):
         message += f" (the closest is {show_value(closest(value, choices))})"

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pydot
 import pytest
 from typer.testing import CliRunner
 
@@ -28,6 +29,15 @@ class Summed(nn.Module):
     def forward(self, x):
         return self.head(torch.cumsum(self.conv(x), dim=1))
 
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.qkv = nn.Linear(8, 24)
+        self.out = nn.Linear(8, 3)
+    def forward(self, x):
+        q, k, v = (t.unflatten(-1, (2, 4)).transpose(1, 2) for t in self.qkv(x).chunk(3, -1))
+        return self.out(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
 def needs_argument(width):
     return small()
 
@@ -40,6 +50,20 @@ def text():
 ready = small()
 number = 3
 """
+
+GROUPS = """\
+Channel groups: 14 channels in 2 groups
+├── hidden: 14 channels in 2 groups
+│   ├── 0: 6 channels
+│   │   ├── made by 0
+│   │   ├── read by 3
+│   │   └── along with 1
+│   └── 3: 8 channels
+│       ├── made by 3
+│       └── read by 7
+└── what stays, and why
+    └── is an output of the network
+        └── 7: 4 channels""".splitlines()
 
 
 @pytest.fixture(autouse=True)
@@ -71,20 +95,57 @@ def test_layers_groups_and_quantizers(factory: str) -> None:
     assert f"MACs per sample {sum(macs):,}" in lines
     assert f"BOPs per sample {1024 * sum(macs):,} (32-bit weights and activations)" in lines
     assert "prunable channels 14 in 2 groups" in lines
-    assert "0, 6 channels" in lines
-    assert "0 out; 1; 3 in" in lines
-    assert "3, 8 channels" in lines
-    assert "3 out; 7 in" in lines
+    tree = result.stdout[result.stdout.index("Channel groups") :].splitlines()
+    assert tree[: tree.index("")] == GROUPS
     assert "input_1 input input_1 signed no 8 0" in lines
     assert any(line.startswith("relu 2 (relu) unsigned no learned 3") for line in lines)
-    assert "7: 4 channels stay, is an output of the network" in lines
+
+
+def test_groups_alone() -> None:
+    result = inspect("inspected_networks:small", "--input-shape", "1,3,8,8", "--groups")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines() == GROUPS
+
+
+def test_groups_as_dot() -> None:
+    result = inspect("inspected_networks:small", "--input-shape", "1,3,8,8", "--dot", "groups.dot")
+    assert result.exit_code == 0, result.output
+    assert "Layers before compression" in result.stdout
+    (graph,) = pydot.graph_from_dot_file("groups.dot") or ()
+    edges = [(edge.get_source().strip('"'), edge.get_destination().strip('"')) for edge in graph.get_edges()]
+    assert edges == [
+        ("layer 0", "group 0"),
+        ("group 0", "layer 3"),
+        ("layer 3", "group 3"),
+        ("group 3", "layer 7"),
+    ]
+
+
+def test_dot_that_cannot_be_written() -> None:
+    result = inspect("inspected_networks:small", "--input-shape", "1,3,8,8", "--dot", "absent/groups.dot")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: 'absent/groups.dot' cannot be written")
+    assert result.stdout == ""
+
+
+def test_attention_and_what_is_switched_off() -> None:
+    dimensions = {"value_width": False, "hidden": False}
+    config = write_config(compression={"algorithm": "djpq", "pruning": {"dimensions": dimensions}})
+    result = inspect("inspected_networks:Attention", config, "--input-shape", "1,5,8")
+    assert result.exit_code == 0, result.output
+    assert "qkv/attention_heads: 2 channels" in result.stdout
+    assert "query_key_width: 4 channels in 1 group" in result.stdout
+    *_, reason, layer = result.stdout[: result.stdout.index("Activation quantizers")].rstrip().splitlines()[:-2]
+    assert reason.endswith("'pruning.dimensions.value_width' is off")
+    assert layer.endswith("qkv: 4 channels of values")
 
 
 def test_frozen_channels_come_with_the_operator() -> None:
     result = inspect("inspected_networks:Summed", "--input-shape", "1x3x8x8")
     assert result.exit_code == 0, result.output
-    (line,) = (line for line in result.stdout.splitlines() if "conv: 6 channels stay" in line)
-    assert "cumsum" in line
+    lines = [line.strip("│├└─ ") for line in result.stdout.splitlines()]
+    reason = lines.index("aten::cumsum at 'cumsum' has no channel rule")
+    assert lines[reason + 1] == "conv: 6 channels"
 
 
 def test_config_gives_shape_and_scopes() -> None:
@@ -92,7 +153,7 @@ def test_config_gives_shape_and_scopes() -> None:
     config = write_config(input_info={"sample_size": [1, 3, 8, 8]}, compression=compression)
     result = inspect("inspected_networks:small", config)
     assert result.exit_code == 0, result.output
-    assert "Channel groups: none" in result.stdout
+    assert "Channel groups: none, nothing is pruned" in result.stdout
     (linear,) = (line for line in result.stdout.splitlines() if " linear " in line)
     assert linear.split()[-2:] == ["FP32", "FP32"]
 

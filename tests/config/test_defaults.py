@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from djpq_nncf.config import InputInfo, NNCFConfig
+from djpq_nncf.config import DynamicInfo, InputInfo, NNCFConfig
 
 MINIMAL = {"compression": {"algorithm": "djpq"}}
 
@@ -31,6 +31,13 @@ def test_algorithm_alone_is_enough() -> None:
             "initial_log_variance": -6.0,
             "cost_weighted": True,
             "round_to": 1,
+            "dimensions": {
+                "hidden": True,
+                "residual": True,
+                "attention_heads": True,
+                "query_key_width": True,
+                "value_width": True,
+            },
             "ignored_scopes": [],
             "target_scopes": None,
         },
@@ -139,13 +146,13 @@ def test_several_inputs() -> None:
             **MINIMAL,
             "input_info": [
                 {"sample_size": [2, 16], "type": "long", "keyword": "input_ids"},
-                {"sample_size": [2, 16], "filler": "ones"},
+                {"sample_size": [2, 16], "filler": "ones", "dynamic": {"dims": [1], "max": 64}},
             ],
         }
     )
     assert config.input_infos == (
         InputInfo((2, 16), "long", "input_ids", "random"),
-        InputInfo((2, 16), "float", None, "ones"),
+        InputInfo((2, 16), "float", None, "ones", DynamicInfo((1,), None, 64, 1)),
     )
 
 

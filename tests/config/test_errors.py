@@ -102,6 +102,24 @@ BROKEN: list[tuple[str, Any, str, tuple[str, ...]]] = [
         "$.compression.pruning.enabled",
         ("true or false",),
     ),
+    (
+        "misspelt dimension",
+        djpq(pruning={"dimensions": {"heads": False}}),
+        "$.compression.pruning.dimensions.heads",
+        ('unknown key "heads"', '"attention_heads"'),
+    ),
+    (
+        "no dimension left",
+        djpq(
+            pruning={
+                "dimensions": dict.fromkeys(
+                    ("hidden", "residual", "attention_heads", "query_key_width", "value_width"), False
+                )
+            }
+        ),
+        "$.compression.pruning.dimensions",
+        ("every one is false", "pruning.enabled to false"),
+    ),
     ("bits too many", weights(bits=16), "$.compression.quantization.weights.bits", ("16", "from 2 to 8")),
     ("bits too few", weights(min_bits=1), "$.compression.quantization.weights.min_bits", ("from 2 to 8",)),
     (
@@ -222,12 +240,38 @@ BROKEN: list[tuple[str, Any, str, tuple[str, ...]]] = [
     ),
     ("empty sample size", inputs(sample_size=[]), "$.input_info.sample_size", ("[]", "non-empty")),
     ("sample size 0", inputs(sample_size=[1, 0]), "$.input_info.sample_size[1]", ("0", "at least 1")),
+    (
+        "sample size -1",
+        inputs(sample_size=[1, 3, -1, 224]),
+        "$.input_info.sample_size[2]",
+        ("-1", "at least 1", "the example's", "dynamic.dims"),
+    ),
+    ("dynamic without dims", inputs(dynamic={}), "$.input_info.dynamic.dims", ("missing", "list of integers")),
+    ("dynamic batch", inputs(dynamic={"dims": [0]}), "$.input_info.dynamic.dims[0]", ("0", "at least 1")),
+    (
+        "no such dimension",
+        inputs(dynamic={"dims": [2, 4]}),
+        "$.input_info.dynamic.dims[1]",
+        ("4", "[1, 3, 8, 8]", "the batch"),
+    ),
+    (
+        "example of one",
+        {**djpq(), "input_info": [{"sample_size": [1, 1], "dynamic": {"dims": [1]}}]},
+        "$.input_info[0].dynamic.dims[0]",
+        ("is 1", "at least 2"),
+    ),
+    (
+        "example outside the sizes",
+        inputs(dynamic={"dims": [3], "min": 4, "max": 32, "multiple_of": 16}),
+        "$.input_info.dynamic.dims[0]",
+        ("is 8", "multiple_of 16", "give an example"),
+    ),
     ("empty input list", {**djpq(), "input_info": []}, "$.input_info", ("[]", "non-empty")),
     (
         "second input wrong",
-        {**djpq(), "input_info": [{"sample_size": [1]}, {"sample_size": [1], "type": "int"}]},
+        {**djpq(), "input_info": [{"sample_size": [1]}, {"sample_size": [1], "type": "double"}]},
         "$.input_info[1].type",
-        ('"int"', 'one of "float", "long"'),
+        ('"double"', 'one of "float", "long"'),
     ),
     (
         "array in Python",

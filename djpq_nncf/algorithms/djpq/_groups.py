@@ -3,12 +3,16 @@
 
 from collections.abc import Sequence
 
-from djpq_nncf.channels import ChannelGroup, Member
+from djpq_nncf.channels import ChannelGroup, Member, Role
+from djpq_nncf.errors import PruningError
 from djpq_nncf.nn import Gate
 
 
 class PrunableGroup:
-    """A channel group and its gate."""
+    """A channel group and its gate.
+
+    ``print(group)`` lists where its channels live.
+    """
 
     def __init__(self, group: ChannelGroup, gate: Gate) -> None:
         self._group = group
@@ -16,7 +20,7 @@ class PrunableGroup:
 
     @property
     def name(self) -> str:
-        """Name of the first layer that produces the channels."""
+        """Name of the first layer that produces the channels, in attention with the role."""
         return self._group.name
 
     @property
@@ -25,8 +29,13 @@ class PrunableGroup:
         return self._group.size
 
     @property
+    def role(self) -> Role:
+        """What the channels are; a key of ``pruning.dimensions``."""
+        return self._group.role
+
+    @property
     def members(self) -> tuple[Member, ...]:
-        """Parameters the channels live in, with the dimension."""
+        """Parameters the channels live in, with layer, dimension and slices for each channel."""
         return self._group.members
 
     @property
@@ -38,12 +47,19 @@ class PrunableGroup:
         """Remove channels, for good.
 
         Raises:
-            ValueError: an index is out of range, or no channel would be left.
+            PruningError: an index is out of range, or no channel would be left; nothing is closed.
         """
         try:
             self._gate.close(indices)
         except ValueError as error:
-            raise ValueError(f"Channel group '{self.name}': {error}") from None
+            raise PruningError(f"Channel group '{self.name}': {error}.") from None
+
+    def describe(self) -> str:
+        """A line on the group, and one for each member."""
+        head = f"{self.name} ({self.role}): {len(self.open_channels)} of {self.size} channels open"
+        return "\n".join([head, *(f"  {member}" for member in self.members)])
+
+    __str__ = describe
 
     def __repr__(self) -> str:
-        return f"PrunableGroup('{self.name}', {len(self.open_channels)} of {self.size} channels)"
+        return f"PrunableGroup('{self.name}', {self.role}, {len(self.open_channels)} of {self.size} channels open)"

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from djpq_nncf.channels import ROLES, Role
 from djpq_nncf.config import ScopeSettings
 
 
@@ -31,7 +32,10 @@ class InitializerSettings:
 
 @dataclass(frozen=True)
 class PruningSettings:
-    """Gates (``pruning``); the scopes already contain those of the whole algorithm."""
+    """Gates (``pruning``); the scopes already contain those of the whole algorithm.
+
+    ``roles`` are the ``dimensions`` that are on.
+    """
 
     enabled: bool
     gamma: float | None
@@ -41,8 +45,16 @@ class PruningSettings:
     initial_log_variance: float
     cost_weighted: bool
     round_to: int
+    roles: frozenset[Role]
     ignored_scopes: ScopeSettings
     target_scopes: ScopeSettings | None
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> "PruningSettings":
+        """Build from the validated ``pruning`` object, its scopes joined."""
+        rest = dict(settings)
+        dimensions = rest.pop("dimensions")
+        return cls(**rest, roles=frozenset(role for role in ROLES if dimensions[role]))
 
 
 @dataclass(frozen=True)
@@ -114,7 +126,7 @@ class DJPQSettings:
         """Build from an entry of :attr:`djpq_nncf.config.NNCFConfig.algorithms`."""
         quantization = _with_scopes(validated["quantization"], validated)
         return cls(
-            pruning=PruningSettings(**_with_scopes(validated["pruning"], validated)),
+            pruning=PruningSettings.from_dict(_with_scopes(validated["pruning"], validated)),
             quantization=QuantizationSettings(
                 **{
                     **quantization,

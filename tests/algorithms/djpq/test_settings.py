@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from djpq_nncf.algorithms.djpq._settings import DJPQSettings
+from djpq_nncf.channels import ROLES
 from djpq_nncf.config import NNCFConfig, ScopeSettings
 
 
@@ -30,6 +31,12 @@ def test_values_arrive() -> None:
     assert (given.initializer.range_type, given.initializer.percentile) == ("percentile", 99.0)
     assert given.initializer.num_bn_adaptation_samples == 2048
     assert given.target.bops_ratio == 0.02
+
+
+def test_dimensions_are_roles() -> None:
+    assert settings().pruning.roles == frozenset(ROLES)
+    given = settings(pruning={"dimensions": {"residual": False, "value_width": False}})
+    assert given.pruning.roles == {"hidden", "attention_heads", "query_key_width"}
 
 
 def test_settings_are_frozen() -> None:
