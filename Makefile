@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install demo test lint types docs clean
+.PHONY: install demo test zoo lint types docs clean
 
 install: $(INSTALLED)
 
@@ -18,6 +18,12 @@ demo: $(INSTALLED)
 # Two workers of one thread each: tests are small, and threads of the workers would fight over the cores.
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+# Every architecture as published, and docs/architectures.md from what was measured: takes an hour.
+zoo: $(INSTALLED)
+	rm -rf runs/zoo
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/zoo --zoo=full -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.zoo docs/architectures.md
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -8,9 +8,10 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
+from djpq_nncf.capture import layer_name
 from djpq_nncf.errors import PlacementError
 
 
@@ -32,7 +33,7 @@ class QuantizationPoint:
 
 
 def find_quantization_points(
-    model: GraphModule, *, ignored_nodes: list[str], target_device: str = "ANY"
+    model: GraphModule, *, ignored_nodes: list[str], target_device: str = "ANY", transformer: bool = False
 ) -> tuple[QuantizationPoint, ...]:
     """Activation quantization points as NNCF's post-training quantization would choose them.
 
@@ -40,16 +41,20 @@ def find_quantization_points(
         model: a captured graph in functional form (no call_module nodes); it is changed.
         ignored_nodes: names of nodes that are not to be quantized.
         target_device: one of NNCF's target devices.
+        transformer: use NNCF's scheme for transformers, which leaves the residual stream and normalization in float.
 
     Raises:
-        PlacementError: NNCF finds no placement for this graph.
+        PlacementError: NNCF finds no placement for this graph; it names the operator where that is known.
     """
     with quiet_imports():
         import nncf
         from nncf.experimental.torch.fx.nncf_graph_builder import GraphConverter
         from nncf.quantization.algorithms.min_max.algorithm import MinMaxQuantization
 
-    algorithm = MinMaxQuantization(target_device=nncf.TargetDevice(target_device))
+    algorithm = MinMaxQuantization(
+        target_device=nncf.TargetDevice(target_device),
+        model_type=nncf.ModelType.TRANSFORMER if transformer else None,
+    )
     algorithm._set_backend_entity(model)
     if ignored_nodes:
         algorithm.set_ignored_scope(nncf.IgnoredScope(names=ignored_nodes))
@@ -58,9 +63,12 @@ def find_quantization_points(
         graph = GraphConverter.create_nncf_graph(model)
         setup = algorithm.find_quantization_setup(model, graph)
     except Exception as error:  # NNCF lets errors of every kind escape on graphs it does not expect
+        node = _node_in_question(model, error)
+        culprit = "" if node is None else f" at '{layer_name(node)}' ({node.target})"
         raise PlacementError(
-            f"NNCF finds no quantizer placement for this network: {error}. "
-            'Exclude the operator with "quantization": {"ignored_scopes": [...]}.'
+            f"NNCF finds no quantizer placement for this network{culprit}: {type(error).__name__}: {error}. "
+            "Write that operator otherwise, or train without quantizers: "
+            '"quantization": {"enabled": false}.'
         ) from error
 
     group_of = {
@@ -81,6 +89,19 @@ def find_quantization_points(
             )
         )
     return tuple(points)
+
+
+def _node_in_question(model: GraphModule, error: Exception) -> Node | None:
+    """The node that NNCF was looking at when it failed: its functions hold it in a variable."""
+    nodes = {node.name: node for node in model.graph.nodes}
+    found, traceback = None, error.__traceback__
+    while traceback is not None:
+        variables = traceback.tb_frame.f_locals
+        for name in ("source_node", "node", "nncf_node"):
+            value = variables.get(name)
+            found = nodes.get(getattr(value, "name", None) or getattr(value, "node_name", "")) or found
+        traceback = traceback.tb_next
+    return found
 
 
 def _inline_sizes(model: GraphModule) -> None:

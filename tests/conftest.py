@@ -7,6 +7,14 @@ import pytest
 import torch
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--zoo",
+        choices=("small", "full"),
+        help="tests/zoo: all architectures, in a small form or as published (default: a small one of each family)",
+    )
+
+
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> Iterator[None]:
     """Small tensors are slower on several threads."""

@@ -1,19 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """Small networks, one for each way in which channels depend on each other, and random states for them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx import GraphModule
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_leaves
 
 from djpq_nncf.algorithms.djpq import CompressedNetwork, DJPQSettings, insert_gates_and_quantizers
 from djpq_nncf.algorithms.djpq._initialization import initialize_activation_ranges, initialize_weight_ranges
 from djpq_nncf.capture import capture
 from djpq_nncf.config import NNCFConfig
 from djpq_nncf.nn import Gate
+from djpq_nncf.passes import kept_channels, remove
 
 SIZE = 8
 """Height and width of the images that the small networks take."""
@@ -29,9 +32,9 @@ def settings_of(**djpq: Any) -> DJPQSettings:
     return DJPQSettings.from_dict(config.algorithms[0])
 
 
-def insert_into(model: nn.Module, example: Tensor, **djpq: Any) -> CompressedNetwork:
+def insert_into(model: nn.Module, *example: Tensor, **djpq: Any) -> CompressedNetwork:
     """Capture and insert gates and quantizers, without a controller."""
-    return insert_gates_and_quantizers(capture(model.eval(), (example,)), settings_of(**djpq))
+    return insert_gates_and_quantizers(capture(model.eval(), example), settings_of(**djpq))
 
 
 PRUNING_ONLY: dict[str, Any] = {"quantization": {"enabled": False}}
@@ -68,6 +71,68 @@ def random_gates(gates: Mapping[str, Gate], seed: int, *, nearly_all: bool) -> N
         else:
             count = int(torch.randint(1, gate.size, (), generator=generator)) if gate.size > 1 else 0
         gate.close(torch.randperm(gate.size, generator=generator)[: max(count, 0)])
+
+
+@torch.no_grad()
+def open_gates(gates: Mapping[str, Gate]) -> None:
+    """As they are inserted: every channel open, every factor one."""
+    for gate in gates.values():
+        gate.open.fill_(True)
+        gate.mu.fill_(1.0)
+        gate.close([])  # says that all are open
+
+
+def other_batch(inputs: Sequence[Tensor], size: int) -> tuple[Tensor, ...]:
+    """Random inputs with another number of samples; indices stay within those of the example."""
+    generator = torch.Generator().manual_seed(size)
+
+    def draw(example: Tensor) -> Tensor:
+        shape = (size, *example.shape[1:])
+        if example.is_floating_point():
+            return torch.randn(shape, generator=generator).to(example.dtype)
+        return torch.randint(0, int(example.max()) + 1, shape, generator=generator)
+
+    return tuple(draw(example) for example in inputs)
+
+
+def kept_by_hand(network: CompressedNetwork) -> dict[str, tuple[int, ...]]:
+    """Shapes of parameters and buffers without the channels closed now, counted index by index."""
+    closed = {
+        group.channels[position]
+        for name, group in network.analysis.groups.items()
+        for position, is_open in enumerate(network.gates[name].open.tolist())
+        if not is_open
+    }
+    shapes = {}
+    for name, value in network.model.state_dict().items():
+        if not name.startswith("compression"):
+            known = network.analysis.parameter_labels.get(name, [None] * value.dim())
+            shapes[name] = tuple(
+                size if ids is None else sum(closed.isdisjoint(index) for index in ids.tolist())
+                for size, ids in zip(value.shape, known, strict=True)
+            )
+    return shapes
+
+
+def strip(network: CompressedNetwork) -> GraphModule:
+    """The network without the channels that are closed now."""
+    return remove(network.model, network.analysis, kept_channels(network.analysis, network.gates))
+
+
+@torch.no_grad()
+def assert_same_outputs(expected: nn.Module, actual: nn.Module, *inputs: Tensor, tolerance: float = 1e-9) -> None:
+    """Two networks compute the same in eval mode, relative to the largest output.
+
+    The tolerance is for double precision: what differs there is wrong, not rounded.
+    """
+    outputs = tree_leaves(expected.eval()(*inputs))
+    others = tree_leaves(actual.eval()(*inputs))
+    assert len(outputs) == len(others)
+    for one, other in zip(outputs, others, strict=True):
+        assert other.shape == one.shape
+        assert one.isfinite().all()
+        assert one.numel() == 1 or one.std() > 0
+        assert (other - one).abs().max() <= tolerance * one.abs().max()
 
 
 @torch.no_grad()

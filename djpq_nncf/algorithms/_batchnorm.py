@@ -24,7 +24,6 @@ def reestimate_batchnorm(model: nn.Module, data: Iterable[Any], samples: int) ->
     layers = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
     if not layers or samples <= 0:
         return
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
     training = model.training
     momenta = [layer.momentum for layer in layers]
     earlier = [copy.deepcopy(layer.state_dict()) for layer in layers]
@@ -35,7 +34,7 @@ def reestimate_batchnorm(model: nn.Module, data: Iterable[Any], samples: int) ->
         layer.train()
     try:
         with track("Re-estimating BatchNorm", samples) as advance:
-            for (args, kwargs), count in iterate_inputs(data, samples, device):
+            for (args, kwargs), count in iterate_inputs(model, data, samples):
                 model(*args, **kwargs)
                 advance(count)
     except BaseException:

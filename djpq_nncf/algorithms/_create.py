@@ -9,7 +9,7 @@ from torch import nn
 from torch.fx import GraphModule
 
 from djpq_nncf.algorithms._contract import CompressionController
-from djpq_nncf.algorithms._data import check_finite, find_example, to_device
+from djpq_nncf.algorithms._data import check_finite, dynamic_from_config, find_example, to_device
 from djpq_nncf.algorithms._registry import get_algorithm
 from djpq_nncf.capture import capture
 from djpq_nncf.config import NNCFConfig
@@ -33,7 +33,8 @@ def create_compressed_model(
         init_data: batches to initialise ranges from, and to re-estimate BatchNorm statistics with: a data loader or
             any iterable of tensors, (inputs, targets) or dicts. It is iterated more than once.
         example_inputs: a tensor, a tuple of positional inputs or a dict of keyword inputs, batch dimension first.
-            Without it ``input_info`` of the config is used, or the first batch of ``init_data``.
+            Without it ``input_info`` of the config is used, or the first batch of ``init_data``. The dynamic
+            dimensions are those of ``input_info`` in any case.
 
     Returns:
         The controller, and a GraphModule to train in place of ``model``.
@@ -63,7 +64,7 @@ def create_compressed_model(
     check_finite((args, kwargs), "example inputs")
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     args, kwargs = to_device((args, kwargs), device)
-    captured = capture(model, args, kwargs)
+    captured = capture(model, args, kwargs, dynamic=dynamic_from_config(config.input_infos))
     build = get_algorithm(settings["algorithm"])
     controller: CompressionController = build(
         captured, settings, config=config, init_data=init_data, resuming=compression_state is not None

@@ -1,27 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
 """Model inputs out of whatever a data loader yields."""
 
-from collections.abc import Iterable, Iterator, Mapping
+import itertools
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from djpq_nncf.capture import DynamicDims, argument_names, bind_inputs, is_captured
 from djpq_nncf.config import InputInfo
 from djpq_nncf.errors import DataError
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of a model."""
 
+_DTYPES = {"float": torch.float32, "long": torch.int64, "int": torch.int32, "bool": torch.bool}
 _TARGET_KEYS = frozenset({"label", "labels", "target", "targets"})
 
 
-def inputs_of(batch: Any) -> Inputs:
+def inputs_of(batch: Any, names: Container[str] = ()) -> Inputs:
     """The model's inputs in a batch.
 
     A tensor is the input. Of a tuple or list the first item is, and the rest are targets. A mapping holds keyword
-    arguments; entries named like labels are left out.
+    arguments; entries named like labels are left out unless the model is known to take them: they are in ``names``.
     """
     if isinstance(batch, (tuple, list)):
         if not batch:
@@ -32,7 +35,7 @@ def inputs_of(batch: Any) -> Inputs:
     if isinstance(batch, Tensor):
         return (batch,), {}
     if isinstance(batch, Mapping):
-        return (), {key: value for key, value in batch.items() if key not in _TARGET_KEYS}
+        return (), {key: value for key, value in batch.items() if key in names or key not in _TARGET_KEYS}
     raise DataError(
         f"A batch of init_data is a {type(batch).__name__}. It should be a tensor, (inputs, targets) or a dict."
     )
@@ -48,12 +51,20 @@ def check_finite(inputs: Inputs, origin: str) -> None:
             )
 
 
-def iterate_inputs(data: Iterable[Any], samples: int, device: torch.device) -> Iterator[tuple[Inputs, int]]:
-    """Inputs batch by batch, with their number of samples, until ``samples`` have been seen."""
+def iterate_inputs(model: nn.Module, data: Iterable[Any], samples: int) -> Iterator[tuple[Inputs, int]]:
+    """Inputs for ``model`` batch by batch, with their number of samples, until ``samples`` have been seen.
+
+    A captured model gets them in the form it was captured with: by position or by keyword.
+    """
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
     seen = 0
     for number, batch in enumerate(data):
-        inputs = inputs_of(batch)
-        check_finite(inputs, f"init_data, batch {number}")
+        origin = f"init_data, batch {number}"
+        if is_captured(model):
+            inputs = bind_inputs(model, *inputs_of(batch, argument_names(model)), origin)
+        else:
+            inputs = inputs_of(batch)
+        check_finite(inputs, origin)
         count = batch_size(inputs)
         yield to_device(inputs, device), count
         seen += count
@@ -68,10 +79,32 @@ def batch_size(inputs: Inputs) -> int:
     return next((len(leaf) for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.dim()), 1)
 
 
+def _first_two(inputs: Inputs) -> Inputs:
+    """The same inputs with two samples; tensors that are not batched stay as they are."""
+    count = batch_size(inputs)
+
+    def shorten(leaf: Any) -> Any:
+        return leaf[:2] if isinstance(leaf, Tensor) and leaf.dim() > 0 and len(leaf) == count else leaf
+
+    shortened: Inputs = tree_map(shorten, inputs)
+    return shortened
+
+
 def to_device(inputs: Inputs, device: torch.device) -> Inputs:
     """Inputs with every tensor on ``device``."""
     moved: Inputs = tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, inputs)
     return moved
+
+
+def dynamic_from_config(infos: tuple[InputInfo, ...]) -> dict[int | str, DynamicDims]:
+    """What ``input_info`` says about other sizes than the example's, as ``capture()`` takes it."""
+    positional = itertools.count()
+    keys = [next(positional) if info.keyword is None else info.keyword for info in infos]
+    return {
+        key: DynamicDims(**vars(info.dynamic))
+        for key, info in zip(keys, infos, strict=True)
+        if info.dynamic is not None
+    }
 
 
 def example_from_config(infos: tuple[InputInfo, ...]) -> Inputs | None:
@@ -81,12 +114,13 @@ def example_from_config(infos: tuple[InputInfo, ...]) -> Inputs | None:
     generator = torch.Generator().manual_seed(0)
     args, kwargs = [], {}
     for info in infos:
-        if info.type == "long":
-            value = torch.zeros(info.sample_size, dtype=torch.long)
-        elif info.filler == "random":
+        if info.filler != "random":
+            value = torch.full(info.sample_size, float(info.filler == "ones"))
+        elif info.type == "float":
             value = torch.rand(info.sample_size, generator=generator)
         else:
-            value = torch.full(info.sample_size, float(info.filler == "ones"))
+            value = torch.randint(0, 2, info.sample_size, generator=generator)
+        value = value.to(_DTYPES[info.type])
         if info.keyword is None:
             args.append(value)
         else:
@@ -100,15 +134,16 @@ def find_example(example: Any, infos: tuple[InputInfo, ...], data: Iterable[Any]
     Raises:
         DataError: none of the three is there.
     """
+    if isinstance(example, Mapping):
+        return (), dict(example)
     if example is not None:
-        return inputs_of((example,) if isinstance(example, (tuple, list)) else example)
+        return tuple(example) if isinstance(example, (tuple, list)) else (example,), {}
     described = example_from_config(infos)
     if described is not None:
         return described
     if data is not None:
         for batch in data:
-            args, kwargs = inputs_of(batch)
-            return tree_map(lambda leaf: leaf[:2] if isinstance(leaf, Tensor) else leaf, (args, kwargs))
+            return _first_two(inputs_of(batch))
     raise DataError(
         "The shape of the model's inputs is not known. Pass init_data=your_loader or example_inputs=tensor, or write "
         '"input_info": {"sample_size": [1, 3, 224, 224]} in the config.'

@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """nn.Module -> trainable ``torch.fx.GraphModule`` with the original parameter names."""
 
+from djpq_nncf.capture._binding import argument_names, bind_inputs
 from djpq_nncf.capture._capture import capture, is_captured
 from djpq_nncf.capture._functional import to_functional
-from djpq_nncf.capture._inputs import InputSpec
+from djpq_nncf.capture._inputs import DynamicDims, InputSpec
 from djpq_nncf.capture._names import layer_name
 from djpq_nncf.capture._shapes import propagate_shapes
 
 __all__ = [
+    "DynamicDims",
     "InputSpec",
+    "argument_names",
+    "bind_inputs",
     "capture",
     "is_captured",
     "layer_name",

@@ -3,10 +3,11 @@
 
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch._dynamo.exc import UserError, UserErrorType
 from torch.export import Dim, ExportedProgram, ShapesCollection, export
 from torch.fx.experimental.symbolic_shapes import (
@@ -14,18 +15,37 @@ from torch.fx.experimental.symbolic_shapes import (
     GuardOnDataDependentSymNode,
     is_concrete_int,
 )
+from torch.utils import _pytree as pytree
 
-from djpq_nncf.capture._inputs import Example, InputSpec, doubled
+from djpq_nncf.capture._inputs import Example, InputSpec, doubled, register_dataclasses
 from djpq_nncf.capture._quiet import quiet_export
+from djpq_nncf.capture._sizes import DynamicSizes
 from djpq_nncf.capture._tracking import ModuleTracker
 from djpq_nncf.errors import CaptureError
 
 _MAX_REASON = 300
 
 
+@dataclass(frozen=True)
+class Exported:
+    """What torch.export made of a model.
+
+    Args:
+        program: its graph.
+        specs: one for each flattened input.
+        sizes: of the dynamic dimensions.
+        active: paths of the modules that ran and returned something else than their first input.
+    """
+
+    program: ExportedProgram
+    specs: tuple[InputSpec, ...]
+    sizes: DynamicSizes
+    active: set[str]
+
+
 def settle_batch(model: nn.Module, example: Example) -> Example:
     """Run the model once on the example, and return one whose batch is at least two."""
-    _run(model, example)
+    _check_output(model, _run(model, example))
     if example.batch > 1:
         return example
     failure: CaptureError | None = None
@@ -42,8 +62,8 @@ def settle_batch(model: nn.Module, example: Example) -> Example:
     ) from failure
 
 
-def export_model(model: nn.Module, example: Example) -> tuple[ExportedProgram, tuple[InputSpec, ...]]:
-    """Export ``model`` (in eval mode) so that it takes any batch size.
+def export_model(model: nn.Module, example: Example) -> Exported:
+    """Export ``model`` (in eval mode) so that it takes any batch size, and other sizes where they are dynamic.
 
     The first attempt shares one dynamic batch between all inputs that have it. Where the model ties a
     dimension 0 to something else, the later attempts leave more of the choice to torch.export.
@@ -51,10 +71,11 @@ def export_model(model: nn.Module, example: Example) -> tuple[ExportedProgram, t
     violation: Exception | None = None
     for dynamic in _attempts(example.batch):
         shapes = ShapesCollection()
-        for leaf in example.leaves():
+        for leaf, others in zip(example.leaves(), example.dynamic, strict=True):
             dim = dynamic(leaf) if isinstance(leaf, Tensor) and leaf.dim() > 0 else None
-            if dim is not None:
-                shapes[leaf] = {0: dim}
+            dims = {} if dim is None else {0: dim}
+            if dims or others.dims:
+                shapes[leaf] = dims | dict.fromkeys(others.dims, Dim.AUTO)
         tracker = ModuleTracker(model)
         try:
             with quiet_export(), torch.enable_grad(), tracker:
@@ -65,9 +86,12 @@ def export_model(model: nn.Module, example: Example) -> tuple[ExportedProgram, t
                 raise CaptureError(_failure_message(model, tracker.path, error)) from error
             violation = violation or error
             continue
-        specs = _input_specs(program, example)
+        nodes = _inputs_of(program, example)
+        specs = _input_specs(nodes, example)
         if any(spec.batched for spec in specs):
-            return program, specs
+            sizes = DynamicSizes(nodes, example)
+            sizes.refuse_limits(type(model).__name__)
+            return Exported(program, specs, sizes, tracker.active)
     raise CaptureError(
         f"{type(model).__name__} fixes the batch to {example.batch}, the batch of the example inputs: "
         f"{_first_line(violation) if violation else 'a size in forward() is a constant'}. "
@@ -83,11 +107,11 @@ def _attempts(batch: int) -> Iterator[Callable[[Tensor], Any]]:
     yield lambda leaf: Dim.AUTO
 
 
-def _run(model: nn.Module, example: Example) -> None:
+def _run(model: nn.Module, example: Example) -> Any:
     tracker = ModuleTracker(model)
     try:
         with torch.no_grad(), tracker:
-            model(*example.args, **example.kwargs)
+            return model(*example.args, **example.kwargs)
     except Exception as error:
         # The model is the user's: anything may come out of it.
         shapes = [tuple(x.shape) if isinstance(x, Tensor) else x for x in example.leaves()]
@@ -98,22 +122,34 @@ def _run(model: nn.Module, example: Example) -> None:
         ) from error
 
 
-def _input_specs(program: ExportedProgram, example: Example) -> tuple[InputSpec, ...]:
-    names = set(program.graph_signature.user_inputs)
-    nodes = [n for n in program.graph.nodes if n.op == "placeholder" and n.name in names]
-    leaves = example.leaves()
-    if len(nodes) < len(leaves):
-        # Constant inputs (numbers, None) are listed by value, not by name.
-        nodes = [n for n in program.graph.nodes if n.op == "placeholder"][-len(leaves) :]
+def _check_output(model: nn.Module, output: Any) -> None:
+    register_dataclasses(output)
+    for leaf in pytree.tree_leaves(output):
+        if not isinstance(leaf, (Tensor, bool, int, float, str, type(None))):
+            has_cache = getattr(getattr(model, "config", None), "use_cache", False)
+            raise CaptureError(
+                f"{type(model).__name__} returns a {type(leaf).__name__}, which cannot be the output of a graph. "
+                + ("Set use_cache=False in its config." if has_cache else "")
+                + ("" if has_cache else "Return tensors, in tuples, lists, dicts or dataclasses.")
+            )
+
+
+def _inputs_of(program: ExportedProgram, example: Example) -> list[fx.Node]:
+    """The placeholders of the leaves of the example."""
+    # The signature lists constant inputs (numbers, None) by value, not by name.
+    return [n for n in program.graph.nodes if n.op == "placeholder"][-len(example.leaves()) :]
+
+
+def _input_specs(nodes: list[fx.Node], example: Example) -> tuple[InputSpec, ...]:
     specs = []
-    for node, leaf in zip(nodes, leaves, strict=True):
+    for node, leaf, dynamic in zip(nodes, example.leaves(), example.dynamic, strict=True):
         if not isinstance(leaf, Tensor):
             specs.append(InputSpec(node.name, (), None, batched=False, value=leaf))
             continue
         dim = node.meta["val"].shape[0] if leaf.dim() > 0 else 0
         # A SymInt may have been specialised to a constant.
         batched = not is_concrete_int(dim) and leaf.shape[0] == example.batch
-        specs.append(InputSpec(node.name, tuple(leaf.shape), leaf.dtype, batched=batched))
+        specs.append(InputSpec(node.name, tuple(leaf.shape), leaf.dtype, batched=batched, dynamic=dynamic))
     return tuple(specs)
 
 

@@ -2,6 +2,7 @@
 """The form of a captured graph that other tools read: operators only."""
 
 import copy
+from typing import Any
 
 import torch
 from torch import fx
@@ -10,10 +11,11 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from djpq_nncf.capture._shapes import propagate_shapes
 from djpq_nncf.capture._state import CAPTURED_KEY
+from djpq_nncf.capture._train_only import AttentionDropout
 
 
 def to_functional(gm: fx.GraphModule) -> fx.GraphModule:
-    """A copy for inference: BatchNorm modules become ``aten.batch_norm.default`` calls, dropout is gone.
+    """A copy for inference: BatchNorm modules become ``aten.batch_norm.default`` calls, dropout of any kind is gone.
 
     Node names stay; the parameters of BatchNorm become ``get_attr`` nodes. Other modules are left alone.
     """
@@ -27,10 +29,21 @@ def to_functional(gm: fx.GraphModule) -> fx.GraphModule:
         elif isinstance(module, _DropoutNd):
             node.replace_all_uses_with(node.args[0])
             result.graph.erase_node(node)
+        elif isinstance(module, AttentionDropout):
+            _replace_with_zero(node)
+            result.graph.erase_node(node)
     result.graph.lint()
     result.recompile()
     propagate_shapes(result)
     return result
+
+
+def _replace_with_zero(node: fx.Node) -> None:
+    def zero(argument: fx.Node) -> Any:
+        return 0.0 if argument is node else argument
+
+    for user in list(node.users):
+        user.args, user.kwargs = fx.map_arg(user.args, zero), fx.map_arg(user.kwargs, zero)
 
 
 def _expand_batch_norm(graph: fx.Graph, node: fx.Node, module: _BatchNorm) -> None:

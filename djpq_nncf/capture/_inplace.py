@@ -8,6 +8,7 @@ dropout.
 """
 
 import operator
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -151,13 +152,15 @@ class _Rewriter:
         self, mutation: fx.Node, view: fx.Node, base: fx.Node, prior: fx.Node, value: fx.Node
     ) -> fx.Node | _Lost:
         args, _ = self._original_args[view]
-        inverse = _INVERSES.get(getattr(view.target, "overloadpacket", None))
+        inverse = None if view.target is aten.view.dtype else _INVERSES.get(_packet(view))
         if inverse is None:
             return _Lost(mutation, view)
         same_shape = self._values[view].shape == self._values[base].shape
         context = _View(self._graph, prior, value, tuple(args[1:]), same_shape)
         with self._graph.inserting_after(_last(value, mutation)):
             result = inverse(context)
+        if result is None:
+            return _Lost(mutation, view)
         if result is not value:
             result.meta = {k: v for k, v in mutation.meta.items() if k != "mutation"}
         return result
@@ -172,6 +175,8 @@ class _Rewriter:
             assert isinstance(value, fx.Node)
             value = value if new.shape == old.shape else node
         else:
+            args = (*args, *_defaults(node))
+            node.args = (*node.args, *_defaults(node))
             node.target = _out_of_place(node)
             fake_args, fake_kwargs = fx.map_arg((args, kwargs), lambda n: self._values[n])
             with self._mode, torch.no_grad():
@@ -214,13 +219,35 @@ class _View:
     same_shape: bool
 
 
-def _scatter(op: torch._ops.OpOverload) -> Callable[[_View], fx.Node]:
+def _scatter(op: torch._ops.OpOverload) -> Callable[[_View], fx.Node | None]:
     return lambda v: v.graph.call_function(op, (v.base, v.value, *v.args))
 
 
 def _same_order(v: _View) -> fx.Node:
     """Views that keep the order of the elements: view, flatten, unsqueeze, ..."""
     return v.value if v.same_shape else v.graph.call_function(aten.reshape_as.default, (v.value, v.base))
+
+
+def _same_shape(v: _View) -> fx.Node | None:
+    """Views that repeat elements, where there is nothing to repeat."""
+    return v.value if v.same_shape else None
+
+
+def _undo_narrow(v: _View) -> fx.Node:
+    dim, start, length = v.args
+    end: Any
+    if isinstance(start, fx.Node) or isinstance(length, fx.Node):
+        end = v.graph.call_function(operator.add, (start, length))
+    else:
+        # the end of the dimension has no negative index
+        end = sys.maxsize if start < 0 == start + length else start + length
+    return v.graph.call_function(aten.slice_scatter.default, (v.base, v.value, dim, start, end))
+
+
+def _undo_movedim(v: _View) -> fx.Node:
+    source, destination = v.args
+    overload = aten.movedim.int if isinstance(source, int) else aten.movedim.intlist
+    return v.graph.call_function(overload, (v.value, destination, source))
 
 
 def _undo_transpose(v: _View) -> fx.Node:
@@ -233,12 +260,17 @@ def _undo_permute(v: _View) -> fx.Node:
     return v.graph.call_function(aten.permute.default, (v.value, [dims.index(i) for i in range(rank)]))
 
 
-_INVERSES: dict[Any, Callable[[_View], fx.Node]] = {
+_INVERSES: dict[Any, Callable[[_View], fx.Node | None]] = {
     aten.slice: _scatter(aten.slice_scatter.default),
     aten.select: _scatter(aten.select_scatter.default),
     aten.diagonal: _scatter(aten.diagonal_scatter.default),
     aten.transpose: _undo_transpose,
     aten.swapaxes: _undo_transpose,
+    aten.as_strided: _scatter(aten.as_strided_scatter.default),
+    aten.narrow: _undo_narrow,
+    aten.movedim: _undo_movedim,
+    aten.mT: lambda v: v.graph.call_function(aten.mT.default, (v.value,)),
+    **dict.fromkeys((aten.expand, aten.expand_as, aten.broadcast_to), _same_shape),
     aten.t: lambda v: v.graph.call_function(aten.t.default, (v.value,)),
     aten.permute: _undo_permute,
     **dict.fromkeys(
@@ -261,6 +293,16 @@ _INVERSES: dict[Any, Callable[[_View], fx.Node]] = {
 }
 
 
+# ``x &= y`` and the like
+_PYTHON_NAMES = {
+    "__iand__": "bitwise_and",
+    "__ior__": "bitwise_or",
+    "__ixor__": "bitwise_xor",
+    "__ilshift__": "__lshift__",
+    "__irshift__": "__rshift__",
+}
+
+
 def _is_mutation(node: fx.Node) -> bool:
     target = node.target
     return isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable
@@ -270,19 +312,37 @@ def _mutation_name(node: fx.Node) -> str:
     return str(node.meta.get("mutation", node.target))
 
 
+def _packet(node: fx.Node) -> Any:
+    return getattr(node.target, "overloadpacket", None)
+
+
 def _out_of_place(node: fx.Node) -> torch._ops.OpOverload:
-    """``aten.add_.Tensor`` -> ``aten.add.Tensor``."""
+    """``aten.add_.Tensor`` -> ``aten.add.Tensor``; the overload with the same parameters, whatever its name."""
     target = node.target
     assert isinstance(target, torch._ops.OpOverload)
     namespace, _, name = target._schema.name.partition("::")
-    packet = getattr(getattr(torch.ops, namespace), name.removesuffix("_"), None)
-    found = getattr(packet, target._overloadname, None) if name.endswith("_") else None
-    if found is None or found._schema.is_mutable:
-        raise CaptureError(
-            f"{module_label(node)} uses {target}, which changes a tensor in place and has no out-of-place "
-            "form. Use an out-of-place operator there."
-        )
-    return found
+    stem = _PYTHON_NAMES.get(name) or name.removesuffix("_")
+    for candidate in (stem, f"{stem}_functional"):
+        packet = getattr(getattr(torch.ops, namespace), candidate, None)
+        for overload in packet.overloads() if packet is not None and name.endswith("_") else ():
+            found: torch._ops.OpOverload = getattr(packet, overload)
+            if not found._schema.is_mutable and _parameters(found) == _parameters(target):
+                return found
+    raise CaptureError(
+        f"{module_label(node)} uses {target}, which changes a tensor in place and has no out-of-place "
+        "form. Use an out-of-place operator there."
+    )
+
+
+def _defaults(node: fx.Node) -> list[Any]:
+    """What the operator takes for parameters that are not given; another overload may ask for them."""
+    assert isinstance(node.target, torch._ops.OpOverload)
+    rest = node.target._schema.arguments[len(node.args) :]
+    return [argument.default_value for argument in rest if not argument.kwarg_only and argument.name not in node.kwargs]
+
+
+def _parameters(operation: torch._ops.OpOverload) -> list[str]:
+    return [str(argument.type) for argument in operation._schema.arguments]
 
 
 def _storage_of(value: Any) -> int | None:

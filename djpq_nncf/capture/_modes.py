@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from djpq_nncf.capture._names import module_label, module_path
-from djpq_nncf.capture._state import replace_module
+from djpq_nncf.capture._state import add_module, replace_module
 from djpq_nncf.capture._train_mode import TrainBehaviour
 from djpq_nncf.errors import CaptureError
 
@@ -81,7 +81,7 @@ def restore_dropouts(gm: fx.GraphModule, original: nn.Module) -> set[str]:
                 placed[id(module)] = path
             path = placed[id(module)]
         else:
-            path = _add_dropout(gm, path, kind(p))
+            path = add_module(gm, path, "functional_dropout", kind(p))
         _call(gm, node, path)
     return found
 
@@ -131,17 +131,6 @@ def _make_batch_norm(node: fx.Node, source: nn.Module, state: nn.Module, rank: i
     for name, buffer in state._buffers.items():
         result.register_buffer(name, buffer, persistent=name not in state._non_persistent_buffers_set)
     return result
-
-
-def _add_dropout(gm: fx.GraphModule, owner: str, module: nn.Module) -> str:
-    parent = gm.get_submodule(owner)
-    name, number = "functional_dropout", 1
-    while hasattr(parent, name):
-        number += 1
-        name = f"functional_dropout_{number}"
-    module.training = parent.training
-    parent.add_module(name, module)
-    return f"{owner}.{name}" if owner else name
 
 
 def _call(gm: fx.GraphModule, node: fx.Node, path: str) -> None:

@@ -28,7 +28,7 @@ class FakeInterpreter(fx.Interpreter):
     def run_on(self, specs: tuple[InputSpec, ...]) -> Any:
         device = module_device(self.module)
         dtypes = _converted_dtypes(self.module)
-        with self.mode, torch.no_grad(), _eval_mode(self.module):
+        with self.mode, torch.no_grad(), eval_mode(self.module):
             inputs = [
                 spec.value
                 if spec.dtype is None
@@ -85,7 +85,7 @@ def run_fake(gm: fx.GraphModule, specs: tuple[InputSpec, ...]) -> FakeInterprete
 
 
 @contextlib.contextmanager
-def _eval_mode(module: nn.Module) -> Iterator[None]:
+def eval_mode(module: nn.Module) -> Iterator[None]:
     """Shapes do not depend on the mode, but BatchNorm with momentum=None reads values in train mode."""
     modes = [(child, child.training) for child in module.modules()]
     module.eval()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Follows which submodule a forward pass is in."""
+"""Follows which submodule a forward pass is in, and which of them do something."""
 
 from types import TracebackType
 from typing import Any
@@ -18,6 +18,8 @@ class ModuleTracker:
     """
 
     def __init__(self, model: nn.Module) -> None:
+        self.active: set[str] = set()
+        """Paths of the modules that ran and returned something else than their first input."""
         self._model = model
         self._stack: list[str] = []
         self._handles: list[RemovableHandle] = []
@@ -30,7 +32,7 @@ class ModuleTracker:
     def __enter__(self) -> "ModuleTracker":
         for path, module in self._model.named_modules():
             self._handles.append(module.register_forward_pre_hook(self._enter(path), with_kwargs=True))
-            self._handles.append(module.register_forward_hook(self._leave(path)))
+            self._handles.append(module.register_forward_hook(self._leave(path, module)))
         return self
 
     def __exit__(
@@ -45,8 +47,13 @@ class ModuleTracker:
 
         return hook
 
-    def _leave(self, path: str) -> Any:
+    def _leave(self, path: str, module: nn.Module) -> Any:
+        # A Sequential does nothing that its children do not.
+        is_container = isinstance(module, nn.Sequential)
+
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            if not is_container and (not args or output is not args[0]):
+                self.active.add(path)
             # A module that failed inside a try block of its parent never reached this hook.
             while self._stack and self._stack.pop() != path:
                 pass

@@ -292,11 +292,23 @@ class RuleContext:
     def _moved(self, node: Node, source: Node, *, mapped: bool) -> tuple[list[list[Factor]], list[IndexMap]]:
         """Factors of each output, and once something is torn, where its elements were in the last whole value."""
         results = follow(node, self._factors_of(source), shape_of(source), self._constant)
+        results = [self._merged(factors) for factors in results]
         known = self._maps.get(source)
         if not mapped and known is None and not any(len(f.dims) > 1 for factors in results for f in factors):
             return results, []
         base = known if isinstance(known, IndexMap) else IndexMap.identity(source, shape_of(source))
         return results, moved(node, base)
+
+    def _merged(self, factors: list[Factor]) -> list[Factor]:
+        """Heads and widths that are one dimension again get one id for each index of it."""
+        together: dict[tuple[int, ...], list[Labels]] = {}
+        for factor in factors:
+            together.setdefault(factor.dims, []).append(factor.ids)
+        return [
+            Factor(dims, ids)
+            for dims, columns in together.items()
+            for ids in ([self.channels.conjunction(columns)] if len(dims) == 1 else columns)
+        ]
 
     def _keep(self, node: Node, factors: list[Factor], mapped: IndexMap | None) -> None:
         self._factors[node] = factors

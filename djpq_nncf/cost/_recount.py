@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from djpq_nncf.errors import ExportError
 
 FLOAT_BITS = 32
+SHAPES_KEY = "example_shapes"
+"""Metadata of a file with dynamic sizes: input name -> shape of the example (JSON), for which costs are counted."""
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """Layers, MACs and bit-widths found in an ONNX file."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 from onnx import numpy_helper
+from onnxscript import optimizer
 
-from djpq_nncf.cost._recount import FLOAT_BITS, FileLayer, convolution_macs, damaged, range_bits, signed_bits
+from djpq_nncf.cost._recount import (
+    FLOAT_BITS,
+    SHAPES_KEY,
+    FileLayer,
+    convolution_macs,
+    damaged,
+    range_bits,
+    signed_bits,
+)
+from djpq_nncf.errors import ExportError
 
 _CONVOLUTIONS = frozenset({"Conv", "ConvInteger", "ConvTranspose"})
 _PRODUCTS = frozenset({"MatMul", "MatMulInteger", "Gemm"})
@@ -39,48 +51,95 @@ _MOVEMENT = frozenset(
 
 def onnx_layers(path: Path) -> Iterator[FileLayer]:
     """Every convolution and matrix product of the file at ``path``, with batch size 1."""
-    return _Graph(_read(path)).layers()
+    model = _read(path)
+    return _Graph(model, _shapes(model, path), path).layers()
 
 
 def _read(path: Path) -> onnx.ModelProto:
     try:
         model = onnx.load(path)
+        noted = {entry.key: entry.value for entry in model.metadata_props}
+        examples = json.loads(noted.get(f"djpq_nncf.{SHAPES_KEY}", "{}"))
         for port in model.graph.input:
             dimensions = port.type.tensor_type.shape.dim
+            for dimension, size in zip(list(dimensions)[1:], examples.get(port.name, [])[1:], strict=False):
+                dimension.dim_value = size
             if dimensions and not dimensions[0].HasField("dim_value"):
                 dimensions[0].dim_value = 1
         # shapes which the exporter noted hold for a symbolic batch
         del model.graph.value_info[:]
         for port in model.graph.output:
             port.type.tensor_type.ClearField("shape")
-        return onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+        return model
     except Exception as error:  # protobuf's and onnx's errors share no base class
         raise damaged(path, error) from error
 
 
+def _shapes(model: onnx.ModelProto, path: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors, as far as they follow from those of the inputs."""
+    try:
+        # shape inference alone does not see through arithmetic on sizes, such as in front of attention
+        copied = onnx.ModelProto()
+        copied.CopyFrom(model)
+        for node in copied.graph.node:
+            if node.op_type == "GroupNormalization":  # keeps the shape, which inference does not know
+                node.op_type = "Identity"
+                del node.input[1:], node.attribute[:]
+        folded = ir.from_proto(copied)
+        optimizer.fold_constants(folded, onnx_shape_inference=True, should_fold=_may_be_folded)
+        graph = onnx.shape_inference.infer_shapes(ir.to_proto(folded), strict_mode=True, data_prop=True).graph
+    except Exception as error:  # protobuf's, onnx's and onnxscript's errors share no base class
+        raise damaged(path, error) from error
+    dimensions = {
+        value.name: value.type.tensor_type.shape.dim
+        for value in (*graph.value_info, *graph.input, *graph.output)
+        if value.type.tensor_type.HasField("shape")
+    }
+    constants = {tensor.name: tuple(tensor.dims) for tensor in (*graph.initializer, *model.graph.initializer)}
+    return constants | {
+        name: tuple(dim.dim_value for dim in dims)
+        for name, dims in dimensions.items()
+        if all(dim.HasField("dim_value") for dim in dims)
+    }
+
+
+def _may_be_folded(node: ir.Node) -> bool:
+    """Weights are looked up under the name they have in the file."""
+    return node.op_type != "DequantizeLinear"
+
+
 class _Graph:
-    def __init__(self, model: onnx.ModelProto) -> None:
+    def __init__(self, model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]], path: Path) -> None:
         graph = model.graph
+        self._shapes, self._path = shapes, path
         self._nodes = list(graph.node)
+        self._inputs = list(graph.input)
         self._producers = {name: node for node in graph.node for name in node.output}
         self._constants = {tensor.name: tensor for tensor in graph.initializer}
         for node in graph.node:
             if node.op_type == "Constant" and node.attribute[0].name == "value":
                 self._constants[node.output[0]] = node.attribute[0].t
-        self._shapes = {
-            value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
-            for value in (*graph.value_info, *graph.input, *graph.output)
-        }
-        self._shapes |= {name: tuple(tensor.dims) for name, tensor in self._constants.items()}
 
     def layers(self) -> Iterator[FileLayer]:
+        computed = {port.name for port in self._inputs}
         for node in self._nodes:
+            # what follows from constants and shapes alone is computed once for all samples
+            if node.op_type == "Shape" or computed.isdisjoint(node.input):
+                continue
+            computed.update(node.output)
             if node.op_type in _CONVOLUTIONS | _PRODUCTS:
                 activation, weight = (self._bits(node.input[index], node, index) for index in (0, 1))
                 yield FileLayer(node.name, node.op_type, self._macs(node), weight, activation)
 
     def _macs(self, node: onnx.NodeProto) -> int:
-        first, second, output = (self._shapes[name] for name in (node.input[0], node.input[1], node.output[0]))
+        names = (node.input[0], node.input[1], node.output[0])
+        for name in names:
+            if name not in self._shapes:
+                raise ExportError(
+                    f"{self._path}: the shape of '{name}', at the node '{node.name}' ({node.op_type}), does not follow "
+                    "from the shapes of the inputs, so its MACs cannot be counted. Export to .xml instead."
+                )
+        first, second, output = (self._shapes[name] for name in names)
         if node.op_type == "ConvTranspose":
             return convolution_macs(first, second[1:])
         if node.op_type in _CONVOLUTIONS:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Layers, MACs and bit-widths found in an OpenVINO IR file."""
 
+import json
 from collections.abc import Iterator
 from math import prod
 from pathlib import Path
@@ -9,7 +10,15 @@ from typing import Any
 import numpy as np
 import openvino as ov
 
-from djpq_nncf.cost._recount import FLOAT_BITS, FileLayer, convolution_macs, damaged, range_bits, signed_bits
+from djpq_nncf.cost._recount import (
+    FLOAT_BITS,
+    SHAPES_KEY,
+    FileLayer,
+    convolution_macs,
+    damaged,
+    range_bits,
+    signed_bits,
+)
 
 _FORWARD = frozenset({"Convolution", "GroupConvolution"})
 _TRANSPOSED = frozenset({"ConvolutionBackpropData", "GroupConvolutionBackpropData"})
@@ -41,19 +50,25 @@ _MOVEMENT = frozenset(
 
 def openvino_layers(path: Path) -> Iterator[FileLayer]:
     """Every convolution and matrix product of the file at ``path``, with batch size 1."""
+    computed: set[str] = set()
     for node in _read(path).get_ordered_ops():
         kind = node.get_type_name()
-        shapes = [list(node.input(index).get_shape()) for index in range(min(2, len(node.inputs())))]
+        # what follows from constants and shapes alone is computed once for all samples
+        sources = {value.get_node().get_name() for value in node.input_values()}
+        if kind != "Parameter" and (kind == "ShapeOf" or computed.isdisjoint(sources)):
+            continue
+        computed.add(node.get_name())
+        if kind not in _FORWARD | _TRANSPOSED | {"MatMul"}:
+            continue
+        shapes = [list(node.input(index).get_shape()) for index in (0, 1)]
         if kind in _FORWARD:
             # weight [out, in, kernel...] or [groups, out, in, kernel...]
             macs = convolution_macs(node.output(0).get_shape(), shapes[1][2 if kind == "GroupConvolution" else 1 :])
         elif kind in _TRANSPOSED:
             macs = convolution_macs(shapes[0], shapes[1][2 if kind.startswith("Group") else 1 :])
-        elif kind == "MatMul":
+        else:
             inner = shapes[0][-2 if node.get_attributes()["transpose_a"] else -1]
             macs = prod(node.output(0).get_shape()) * inner
-        else:
-            continue
         activation, weight = (_bits(node.input_value(index)) for index in (0, 1))
         yield FileLayer(node.get_friendly_name(), kind, int(macs), weight, activation)
 
@@ -62,8 +77,13 @@ def _read(path: Path) -> ov.Model:
     try:
         model = ov.Core().read_model(path)
         single = {}
+        noted = ["djpq_nncf", SHAPES_KEY]
+        examples = json.loads(model.get_rt_info(noted).astype(str)) if model.has_rt_info(noted) else {}
         for port in model.inputs:
             shape = port.get_partial_shape()
+            if port.get_any_name() in examples:
+                shape = ov.PartialShape(examples[port.get_any_name()])
+                shape[0] = port.get_partial_shape()[0]
             if len(shape) and shape[0].is_dynamic:
                 shape[0] = 1
             single[port] = shape

@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Operators that carry a frozen quantizer through torch.export until a file format has its own form for it."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, fx
 
+from djpq_nncf.cost import MacOperator, find_mac_operators, weight_source
 from djpq_nncf.errors import ExportError
 from djpq_nncf.export._fold import get_tensor
+from djpq_nncf.export._products import mark_products
 from djpq_nncf.nn._frozen import FrozenActivationQuantizer, FrozenWeightQuantizer
 
 NAMESPACE = "djpq_nncf"
@@ -29,6 +33,12 @@ def name_weight(weight: Tensor, layer: int) -> Tensor:
     return weight.clone()
 
 
+@torch.library.custom_op(f"{NAMESPACE}::multiply", mutates_args=())
+def multiply(first: Tensor, second: Tensor, layer: int) -> Tensor:
+    """Matrix product that has the name of a layer, and which torch.export leaves in one piece."""
+    return torch.matmul(first, second)
+
+
 @quantize_weight.register_fake
 def _(weight: Tensor, step: Tensor, bits: int, layer: int) -> Tensor:
     return torch.empty_like(weight)
@@ -44,26 +54,20 @@ def _(weight: Tensor, layer: int) -> Tensor:
     return torch.empty_like(weight)
 
 
-_WEIGHTED = frozenset(
-    {
-        "conv1d",
-        "conv2d",
-        "conv3d",
-        "conv_transpose1d",
-        "conv_transpose2d",
-        "conv_transpose3d",
-        "convolution",
-        "linear",
-    }
-)
+@multiply.register_fake
+def _(first: Tensor, second: Tensor, layer: int) -> Tensor:
+    return torch.matmul(first, second)
 
 
 def mark(model: fx.GraphModule) -> tuple[str, ...]:
-    """Replaces the frozen quantizers of ``model``, in place, by marker operators.
+    """Replaces the frozen quantizers of ``model``, and products of activations, in place, by marker operators.
 
-    Returns the names of the layers (the weight's path without ``.weight``), to which the markers point.
+    Returns the names of the layers, to which the markers point.
     """
-    names = _mark_weights(model)
+    operators = find_mac_operators(model)
+    names: list[str] = []
+    mark_products(model, operators, torch.ops.djpq_nncf.multiply.default, names)
+    _mark_weights(model, operators, names)
     graph = model.graph
     for node in list(graph.nodes):
         if node.op != "call_module":
@@ -80,16 +84,18 @@ def mark(model: fx.GraphModule) -> tuple[str, ...]:
             graph.erase_node(node)
     graph.eliminate_dead_code()
     model.recompile()
-    return names
+    return tuple(names)
 
 
-def _mark_weights(model: fx.GraphModule) -> tuple[str, ...]:
+def _mark_weights(model: fx.GraphModule, operators: Iterable[MacOperator], names: list[str]) -> None:
     graph = model.graph
-    names: list[str] = []
+    layers = {operator.weight: operator.layer for operator in reversed(list(operators))}
+    counted = {operator.node for operator in operators if operator.weight is not None}
+    readers = {node for node in graph.nodes if node.name in counted}
     for node in list(graph.nodes):
         if node.op != "get_attr" or get_tensor(model, node.target).dim() < 2:
             continue
-        names.append(str(node.target).removesuffix(".weight"))
+        names.append(layers.get(str(node.target), str(node.target).removesuffix(".weight")))
         layer = len(names) - 1
         for user in list(node.users):
             module = model.get_submodule(str(user.target)) if user.op == "call_module" else None
@@ -104,15 +110,7 @@ def _mark_weights(model: fx.GraphModule) -> tuple[str, ...]:
                     marker = graph.call_function(torch.ops.djpq_nncf.quantize_weight.default, arguments)
                 user.replace_all_uses_with(marker)
                 graph.erase_node(user)
-            elif _is_weight_of(user, node):
+            elif user in readers and weight_source(user) is node and node in user.args:
                 with graph.inserting_before(user):
                     marker = graph.call_function(torch.ops.djpq_nncf.name_weight.default, (node, layer))
                 user.replace_input_with(node, marker)
-    return tuple(names)
-
-
-def _is_weight_of(layer: fx.Node, weight: fx.Node) -> bool:
-    if layer.op != "call_function" or not isinstance(layer.target, torch._ops.OpOverload):
-        return False
-    is_layer = layer.target._schema.name.removeprefix("aten::") in _WEIGHTED
-    return is_layer and len(layer.args) > 1 and layer.args[1] is weight

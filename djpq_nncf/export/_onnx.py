@@ -20,7 +20,7 @@ from djpq_nncf.errors import ExportError
 from djpq_nncf.export import _onnx_quantize as quantize
 from djpq_nncf.export._files import complete_files
 from djpq_nncf.export._markers import NAMESPACE
-from djpq_nncf.export._program import NamedProgram, named_program
+from djpq_nncf.export._program import NamedProgram, named_program, shapes_note
 
 OPSET = 21
 _PROTOBUF_LIMIT = 2**31 - 1
@@ -38,7 +38,8 @@ def write_onnx(
     program = named_program(model, input_names, output_names, repeat=True)
     converted = _convert(program)
     quantize.rewrite(converted, program.layer_names)
-    converted.metadata_props.update({f"{NAMESPACE}.{key}": value for key, value in (metadata or {}).items()})
+    notes = {**(metadata or {}), **shapes_note(program)}
+    converted.metadata_props.update({f"{NAMESPACE}.{key}": value for key, value in notes.items()})
     proto = ir.to_proto(converted)
     if proto.ByteSize() > _PROTOBUF_LIMIT:
         raise ExportError(
@@ -69,16 +70,20 @@ def _convert(program: NamedProgram) -> ir.Model:
         ) from error
     assert exported is not None
     converted: ir.Model = exported.model
-    batch = {dim for port in converted.graph.inputs for dim in port.shape or () if not isinstance(dim, int)}
-    if len(batch) == 1:
-        _name_batch(converted.graph, batch.pop())
+    _name_dimensions(converted.graph)
     return converted
 
 
-def _name_batch(graph: ir.Graph, dimension: ir.SymbolicDim) -> None:
+def _name_dimensions(graph: ir.Graph) -> None:
+    """``batch``, and ``x_2`` for dimension 2 of the input x, in place of the exporter's symbols."""
+    names: dict[ir.SymbolicDim, str] = {}
+    for port in graph.inputs:
+        for dim, size in enumerate(port.shape or ()):
+            if not isinstance(size, int):
+                names.setdefault(size, f"{port.name}_{dim}" if dim else "batch")
     for port in (*graph.inputs, *graph.outputs):
         if port.shape is not None:
-            port.shape = ir.Shape(["batch" if size == dimension else size for size in port.shape])
+            port.shape = ir.Shape([size if isinstance(size, int) else names.get(size, size) for size in port.shape])
 
 
 def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
@@ -88,6 +93,7 @@ def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     attributes = {"step": real, "lowest": integer, "highest": integer}
     activation = _operator(quantize.QUANTIZE_ACTIVATION, ("x",), attributes)
     name = _operator(quantize.NAME_WEIGHT, ("weight",), {"layer": integer})
+    product = _operator(quantize.MULTIPLY, ("first", "second"), {"layer": integer})
 
     def quantize_weight(value: Any, step: Any, bits: int, layer: int) -> Any:
         return weight(value, step, bits=bits, layer=layer)
@@ -98,11 +104,15 @@ def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     def name_weight(value: Any, layer: int) -> Any:
         return name(value, layer=layer)
 
+    def multiply(first: Any, second: Any, layer: int) -> Any:
+        return product(first, second, layer=layer)
+
     markers = torch.ops.djpq_nncf
     return {
         markers.quantize_weight.default: quantize_weight,
         markers.quantize_activation.default: quantize_activation,
         markers.name_weight.default: name_weight,
+        markers.multiply.default: multiply,
     }
 
 

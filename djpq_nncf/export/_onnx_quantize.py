@@ -20,23 +20,33 @@ from djpq_nncf.export._onnx_nodes import (
 QUANTIZE_WEIGHT = "QuantizeWeight"
 QUANTIZE_ACTIVATION = "QuantizeActivation"
 NAME_WEIGHT = "NameWeight"
+MULTIPLY = "Multiply"
 
 
 def rewrite(model: ir.Model, layer_names: Sequence[str]) -> None:
     """Writes weights as INT8 initializers, activations as Q/Clip/DQ and layers in the form that fuses."""
     graph = model.graph
     _absorb_transposes(graph)
+    for node in _markers(graph, MULTIPLY):
+        name = layer_names[node.attributes["layer"].as_int()]
+        replace(node.outputs[0], insert_before(node, "MatMul", list(node.inputs), name=name))
     for node in _markers(graph, NAME_WEIGHT):
         _name(node, layer_names)
     for node in _markers(graph, QUANTIZE_WEIGHT):
         _quantize_weight(graph, node, layer_names)
+    _look_up_codes(graph)
     _merge_equal(graph)
     _absorb_clamps(graph)
     for node in _markers(graph, QUANTIZE_ACTIVATION):
         _quantize_activation(graph, node)
     rewrite_layers(graph)
     remove_unused(graph)
+    for node in graph:
+        node.metadata_props.clear()  # the exporter notes lines of the model's source code, and where they are
     model.opset_imports.pop(NAMESPACE, None)
+
+
+_LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
 def _markers(graph: ir.Graph, operator: str) -> list[ir.Node]:
@@ -70,8 +80,7 @@ def _name(node: ir.Node, layer_names: Sequence[str]) -> None:
     if "perm" in node.attributes:
         assert node.graph is not None
         constant = add_constant(node.graph, f"{name}.weight", permuted)
-    for user in consumers(node.outputs[0]):
-        user.name = name
+    _name_layers(node, name)
     assert constant is not None
     replace(node.outputs[0], constant)
 
@@ -91,9 +100,29 @@ def _quantize_weight(graph: ir.Graph, node: ir.Node, layer_names: Sequence[str])
     ]
     attributes = {"axis": permutation.index(0)} if step.ndim else {}
     dequantize = insert_before(node, "DequantizeLinear", inputs, attributes, name=f"{name}.weight_dequantize")
-    for user in consumers(node.outputs[0]):
-        user.name = name
+    _name_layers(node, name)
     replace(node.outputs[0], dequantize)
+
+
+def _name_layers(marker: ir.Node, name: str) -> None:
+    """Layers are called what their weight is, those that share it are counted; a Transpose may stand between."""
+    readers: list[ir.Node] = []
+    for user in consumers(marker.outputs[0]):
+        readers += consumers(user.outputs[0]) if user.op_type == "Transpose" else [user]
+    for number, reader in enumerate((r for r in readers if r.op_type in _LAYERS), start=1):
+        reader.name = name if number == 1 else f"{name}#{number}"
+
+
+def _look_up_codes(graph: ir.Graph) -> None:
+    """Embeddings: rows are taken from the INT8 table, and only these become numbers."""
+    for node in [node for node in graph if node.op_type == "Gather"]:
+        table = node.inputs[0].producer() if node.inputs[0] is not None else None
+        if table is None or table.op_type != "DequantizeLinear" or constant_value(table.inputs[1]).ndim:
+            continue
+        name = node.name or "embedding"
+        codes = insert_before(node, "Gather", [table.inputs[0], node.inputs[1]], dict(node.attributes), name=name)
+        rows = insert_before(node, "DequantizeLinear", [codes, *table.inputs[1:]], name=f"{name}_dequantize")
+        replace(node.outputs[0], rows)
 
 
 def container_factor(bits: int) -> int:

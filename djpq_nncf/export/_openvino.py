@@ -3,6 +3,7 @@
 
 import logging
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from torch import fx
 from djpq_nncf.errors import ExportError
 from djpq_nncf.export._files import complete_files
 from djpq_nncf.export._markers import NAMESPACE
-from djpq_nncf.export._program import NamedProgram, named_program
+from djpq_nncf.export._program import NamedProgram, named_program, shapes_note
 
 _WEIGHT_CODES = (-127, 127)
 # the ranges for which the CPU plugin has INT8 kernels, whatever the bit-width inside them
@@ -31,6 +32,11 @@ _LAYER_TYPES = frozenset(
     {"Convolution", "GroupConvolution", "ConvolutionBackpropData", "GroupConvolutionBackpropData", "MatMul"}
 )
 _LAYER = "weight of layer "
+_PRODUCT = "layer "
+# what may stand between a layer and the constant of its weight
+_ON_WEIGHTS = frozenset(
+    {"Convert", "FakeQuantize", "Multiply", "Reshape", "Squeeze", "Subtract", "Transpose", "Unsqueeze"}
+)
 
 
 def write_openvino(
@@ -46,8 +52,9 @@ def write_openvino(
     converted = _convert(program)
     _name_layers(converted, program.layer_names)
     _round_before_sums(converted)
+    _normalize_numbers(converted)
     compress_quantize_weights_transformation(converted)
-    for key, value in (metadata or {}).items():
+    for key, value in ({**(metadata or {}), **shapes_note(program)}).items():
         converted.set_rt_info(value, [NAMESPACE, key])
     with complete_files(path, companions=(".bin",)) as temporary:
         # OpenVINO does not notice that the disk is full: ask for the room, then look at what arrived
@@ -60,6 +67,7 @@ def _convert(program: NamedProgram) -> ov.Model:
         ConversionExtension(f"{NAMESPACE}.quantize_weight.default", _convert_weight),
         ConversionExtension(f"{NAMESPACE}.quantize_activation.default", _convert_activation),
         ConversionExtension(f"{NAMESPACE}.name_weight.default", _convert_name),
+        ConversionExtension(f"{NAMESPACE}.multiply.default", _convert_product),
     ]
     try:
         with warnings.catch_warnings():
@@ -115,6 +123,12 @@ def _convert_name(context: Any) -> list[Any]:
     return [weight]
 
 
+def _convert_product(context: Any) -> list[Any]:
+    node = ops.matmul(context.get_input(0), context.get_input(1), False, False)
+    node.set_friendly_name(f"{_PRODUCT}{context.get_values_from_const_input(2)}")
+    return list(node.outputs())
+
+
 def _fake_quantize(x: Any, step: ArrayLike, codes: tuple[int, int]) -> ov.Node:
     lowest, highest = codes
     low = np.asarray(lowest * np.asarray(step), dtype=np.float32)
@@ -147,20 +161,46 @@ def _round_before_sums(model: ov.Model) -> None:
             target.replace_source_output(rounding.output(0))
 
 
-def _name_layers(model: ov.Model, names: Sequence[str]) -> None:
-    """Gives every conv and linear the name its weight carries."""
+def _normalize_numbers(model: ov.Model) -> None:
+    """Puts a minimum that changes nothing in front of normalization.
+
+    The CPU plugin carries the scale of codes behind it, where it drops out, and so adds epsilon to the variance of the
+    codes. It carries no scale through a minimum.
+    """
     for node in model.get_ops():
+        if node.get_type_name() == "MVN":
+            bounded = ops.minimum(node.input_value(0), np.finfo(np.float32).max)
+            node.input(0).replace_source_output(bounded.output(0))
+
+
+def _name_layers(model: ov.Model, names: Sequence[str]) -> None:
+    """Gives every layer the name its weight carries, and every product its own; a shared weight's layers count."""
+    times: Counter[str] = Counter()
+    for node in model.get_ordered_ops():
         if node.get_type_name() not in _LAYER_TYPES:
             continue
-        weight = node.input_value(1).get_node()
-        while not weight.get_friendly_name().startswith(_LAYER):
-            if weight.get_type_name() == "Constant" or not weight.inputs():
-                break
-            weight = weight.input_value(0).get_node()
-        else:
-            name = names[int(weight.get_friendly_name().removeprefix(_LAYER))]
-            weight.set_friendly_name(f"{name}.weight")
-            node.set_friendly_name(name)
+        if node.get_friendly_name().startswith(_PRODUCT):
+            node.set_friendly_name(names[int(node.get_friendly_name().removeprefix(_PRODUCT))])
+            continue
+        weight = _named_weight(node.input_value(1)) or _named_weight(node.input_value(0))
+        if weight is None:
+            continue
+        name = names[int(weight.get_friendly_name().removeprefix(_LAYER))]
+        times[name] += 1
+        node.set_friendly_name(name if times[name] == 1 else f"{name}#{times[name]}")
+    for node in model.get_ops():
+        if node.get_friendly_name().startswith(_LAYER):
+            node.set_friendly_name(f"{names[int(node.get_friendly_name().removeprefix(_LAYER))]}.weight")
+
+
+def _named_weight(value: Any) -> Any:
+    """The node on the way from a layer to the constant of its weight that carries a name."""
+    node = value.get_node()
+    while not node.get_friendly_name().startswith(_LAYER):
+        if node.get_type_name() not in _ON_WEIGHTS:
+            return None
+        node = node.input_value(0).get_node()
+    return node
 
 
 def _check_readable(path: Path) -> None:

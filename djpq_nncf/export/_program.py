@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """A stripped model as a torch.export program with flat, named inputs and outputs and any batch size."""
 
+import json
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from djpq_nncf.cost._recount import SHAPES_KEY
 from djpq_nncf.errors import ExportError
 from djpq_nncf.export._fold import fold_batchnorm
 from djpq_nncf.export._markers import mark
@@ -19,13 +22,15 @@ from djpq_nncf.export._requantize import repeat_quantizers
 class NamedProgram:
     """``program`` takes and returns flat tuples.
 
-    ``shapes`` has None for the batch dimension; the weight markers point into ``layer_names``.
+    ``shapes`` has None for the batch and other dynamic dimensions, ``example_shapes`` their sizes in the example;
+    the weight markers point into ``layer_names``.
     """
 
     program: torch.export.ExportedProgram
     input_names: tuple[str, ...]
     output_names: tuple[str, ...]
     shapes: tuple[tuple[int | None, ...], ...]
+    example_shapes: tuple[tuple[int, ...], ...]
     layer_names: tuple[str, ...]
 
 
@@ -45,6 +50,7 @@ def named_program(
     if repeat:
         repeat_quantizers(flat)
     layer_names = mark(flat)
+    _drop_constant_inputs(flat)
     examples = _example_inputs(flat)
     inputs = tuple(input_names) if input_names is not None else input_names_of(model)
     outputs = tuple(output_names) if output_names is not None else output_names_of(model)
@@ -52,30 +58,36 @@ def named_program(
     _check_names("input", inputs, len(examples))
     _check_names("output", outputs, len(_flat_outputs(flat)))
 
-    batch_size = examples[0].shape[0]
-    batch = torch.export.Dim("batch")
-    dynamic = tuple({0: batch} if x.dim() > 0 and x.shape[0] == batch_size else None for x in examples)
+    dynamic = _dynamic_shapes(model, examples)
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             program = torch.export.export(flat, examples, dynamic_shapes=dynamic, strict=False)
     except Exception as error:  # torch.export raises anything from AssertionError to UserError
         raise ExportError(
-            f"torch.export does not take the stripped model with a dynamic batch: {_first_line(error)}. "
-            "Check that no operation of the model fixes the batch size."
+            f"torch.export does not take the stripped model with a dynamic batch and the other dynamic sizes it was "
+            f"captured with: {_first_line(error)}. Check that no operation of the model fixes the size."
         ) from error
     shapes = tuple(
-        (None, *x.shape[1:]) if dims is not None else tuple(x.shape) for x, dims in zip(examples, dynamic, strict=True)
+        tuple(None if dim in dims else size for dim, size in enumerate(x.shape))
+        for x, dims in zip(examples, dynamic, strict=True)
     )
-    return NamedProgram(program, inputs, outputs, shapes, layer_names)
+    return NamedProgram(program, inputs, outputs, shapes, tuple(tuple(x.shape) for x in examples), layer_names)
+
+
+def shapes_note(program: NamedProgram) -> dict[str, str]:
+    """What the file says about the sizes of its example, for whoever counts the MACs in it."""
+    if all(None not in shape[1:] for shape in program.shapes):
+        return {}
+    return {SHAPES_KEY: json.dumps(dict(zip(program.input_names, program.example_shapes, strict=True)))}
 
 
 def input_names_of(model: fx.GraphModule) -> tuple[str, ...]:
-    """Names of the flattened inputs."""
+    """Names of the flattened inputs that are tensors."""
     placeholders = [node for node in model.graph.nodes if node.op == "placeholder"]
     specified = model.meta.get("djpq_inputs")
     if specified is not None and len(specified) == len(placeholders):
-        return tuple(spec.name for spec in specified)
+        return tuple(spec.name for spec in specified if spec.dtype is not None)
     return tuple(str(node.target) for node in placeholders)
 
 
@@ -89,7 +101,7 @@ def output_names_of(model: fx.GraphModule) -> tuple[str, ...]:
         structure = pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
     leaves, _ = pytree.tree_flatten_with_path(structure)
     flat = _flat_outputs(model)
-    kept = [path for (path, _), value in zip(leaves, flat, strict=True) if value is not None]
+    kept = [path for (path, _), value in zip(leaves, flat, strict=True) if isinstance(value, fx.Node)]
     if len(kept) == 1 and not any(hasattr(key, "key") or hasattr(key, "name") for key in kept[0]):
         return ("output",)
     return tuple("_".join(_key_text(key) for key in path) for path in kept)
@@ -109,15 +121,23 @@ def _flat_outputs(model: fx.GraphModule) -> list[object]:
 
 def _make_flat(model: fx.GraphModule) -> None:
     node = next(node for node in model.graph.nodes if node.op == "output")
-    node.args = (tuple(value for value in _flat_outputs(model) if value is not None),)
+    node.args = (tuple(value for value in _flat_outputs(model) if isinstance(value, fx.Node)),)
     model.graph.set_codegen(fx.graph.CodeGen())
     model.recompile()
+
+
+def _drop_constant_inputs(model: fx.GraphModule) -> None:
+    """What a model got as a number, a flag or None when it was captured is part of the graph."""
+    placeholders = [node for node in model.graph.nodes if node.op == "placeholder"]
+    for node, spec in zip(placeholders, model.meta.get("djpq_inputs", ()), strict=False):
+        if spec.dtype is None:
+            model.graph.erase_node(node)
 
 
 def _example_inputs(model: fx.GraphModule) -> tuple[Tensor, ...]:
     specified = model.meta.get("djpq_inputs")
     if specified is not None:
-        described = [(spec.shape, spec.dtype) for spec in specified]
+        described = [(spec.shape, spec.dtype) for spec in specified if spec.dtype is not None]
     else:
         values = [node.meta.get("val") for node in model.graph.nodes if node.op == "placeholder"]
         if any(not isinstance(value, Tensor) for value in values):
@@ -129,6 +149,19 @@ def _example_inputs(model: fx.GraphModule) -> tuple[Tensor, ...]:
     if not described:
         raise ExportError("The model has no tensor input: there is nothing to export.")
     return tuple(torch.zeros([int(size) for size in shape], dtype=dtype) for shape, dtype in described)
+
+
+def _dynamic_shapes(model: fx.GraphModule, examples: tuple[Tensor, ...]) -> tuple[dict[int, Any], ...]:
+    """For torch.export: the batch, and what the model was captured with as dynamic."""
+    batch: Any = torch.export.Dim("batch")
+    specified = model.meta.get("djpq_inputs")
+    if specified is None:
+        return tuple({0: batch} if x.dim() > 0 and x.shape[0] == examples[0].shape[0] else {} for x in examples)
+    return tuple(
+        ({0: batch} if spec.batched else {}) | dict.fromkeys(spec.dynamic.dims, torch.export.Dim.DYNAMIC)
+        for spec in specified
+        if spec.dtype is not None
+    )
 
 
 def _check_names(kind: str, names: Sequence[str], count: int) -> None:

@@ -34,8 +34,11 @@ class Runtime(Protocol):
     def run(self, inputs: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
         """Outputs in the order of the file."""
 
-    def kernels(self) -> Mapping[str, Kernel]:
-        """The kernel of every conv, linear and matmul, by the name the file gives it."""
+    def kernels(self, layers: Sequence[str]) -> Mapping[str, Kernel]:
+        """The kernels of convs, linears and matmuls, by the name the file gives them, in the order of the file.
+
+        One that runs under another name, and cannot be told from others, is missing.
+        """
 
 
 def open_runtime(path: Path) -> Runtime:
@@ -53,6 +56,8 @@ class OpenVinoRuntime:
     """OpenVINO's CPU plugin, with float layers in f32 (some CPUs default to bf16)."""
 
     _LAYERS = frozenset({"Convolution", "Deconvolution", "FullyConnected", "MatMul"})
+    # attention in one kernel, and much that holds no layer
+    _FUSED = frozenset({"Subgraph"})
 
     def __init__(self, path: Path) -> None:
         import openvino as ov
@@ -76,19 +81,45 @@ class OpenVinoRuntime:
         results = self._compiled(list(inputs))
         return [np.array(results[port]) for port in self._compiled.outputs]
 
-    def kernels(self) -> dict[str, Kernel]:
+    def kernels(self, layers: Sequence[str]) -> dict[str, Kernel]:
         found: dict[str, Kernel] = {}
-        for node in self._compiled.get_runtime_model().get_ops():
-            info = {key: value.astype(str) for key, value in node.get_rt_info().items() if key != "fused_names_0"}
-            if info["layerType"] not in self._LAYERS:
-                continue
+        nameless: list[Kernel] = []
+        for info in self._executed():
             primitive = info["primitiveType"]
             kernel = Kernel(primitive.lower().endswith("_i8"), f"{primitive}, {info['runtimePrecision']}")
+            names: set[str] = set()
             for original in info["originalLayersNames"].split(","):
                 # the plugin's own passes append to the name of the layer they rewrite
-                for name in (original, original.rpartition("/")[0], original.removesuffix("_original")):
-                    found.setdefault(name, kernel)
-        return found
+                names |= {original, original.rpartition("/")[0], original.removesuffix("_original")}
+            here = [name for name in layers if name in names]
+            if info["layerType"] in self._FUSED:
+                here += _first_products(here, layers, found)
+            elif not here:
+                nameless.append(kernel)
+            # of a layer in several parts the slowest counts
+            found |= {name: kernel for name in here if name not in found or not kernel.int8}
+        # or replace the name: what is left over on both sides is in the same order
+        lost = [name for name in layers if name not in found]
+        return found | (dict(zip(lost, nameless, strict=True)) if len(lost) == len(nameless) else {})
+
+    def _executed(self) -> list[dict[str, str]]:
+        """What is known of the nodes that may be layers, in the order in which they run."""
+        nodes = [
+            {key: value.astype(str) for key, value in node.get_rt_info().items() if key != "fused_names_0"}
+            for node in self._compiled.get_runtime_model().get_ops()
+        ]
+        layers = [info for info in nodes if info["layerType"] in self._LAYERS | self._FUSED]
+        return sorted(layers, key=lambda info: int(info["execOrder"]))
+
+
+def _first_products(here: Sequence[str], layers: Sequence[str], found: Mapping[str, Kernel]) -> list[str]:
+    """Attention in one kernel has the name of its second product alone; the first one comes before it."""
+    result = []
+    for name in here:
+        before = layers[: layers.index(name)]
+        same = [other for other in before if other not in found and other.partition("#")[0] == name.partition("#")[0]]
+        result += same[-1:]
+    return result
 
 
 class OnnxRuntime:
@@ -131,8 +162,8 @@ class OnnxRuntime:
         results: list[NDArray[Any]] = self._session.run(None, dict(zip(self.input_names, inputs, strict=True)))
         return results
 
-    def kernels(self) -> dict[str, Kernel]:
-        return self._kernels
+    def kernels(self, layers: Sequence[str]) -> dict[str, Kernel]:
+        return {name: self._kernels[name] for name in layers if name in self._kernels}
 
     def _read_kernels(self, optimized: Path) -> dict[str, Kernel]:
         import onnx

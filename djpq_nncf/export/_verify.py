@@ -118,9 +118,10 @@ def verify_export(path: str | Path, model: nn.Module, data: Any) -> ExportVerifi
 
 
 def _layers(path: Path, runtime: Runtime) -> tuple[LayerExecution, ...]:
-    kernels = runtime.kernels()
+    layers = recount(path).layers
+    kernels = runtime.kernels([layer.name for layer in layers])
     found = []
-    for layer in recount(path).layers:
+    for layer in layers:
         kernel = kernels.get(layer.name)
         precision = "unknown" if kernel is None else kernel.precision
         found.append(
@@ -177,7 +178,12 @@ def _call(model: nn.Module, inputs: Mapping[str, Tensor]) -> Any:
     info = getattr(model.graph._codegen, "pytree_info", None) if isinstance(model, torch.fx.GraphModule) else None
     if info is None:
         return model(*inputs.values())
-    args, kwargs = pytree.tree_unflatten(list(inputs.values()), info.in_spec)
+    leaves: list[Any] = list(inputs.values())
+    specified = getattr(model, "meta", {}).get("djpq_inputs")
+    if specified is not None:
+        tensors = iter(leaves)
+        leaves = [spec.value if spec.dtype is None else next(tensors) for spec in specified]
+    args, kwargs = pytree.tree_unflatten(leaves, info.in_spec)
     return model(*args, **kwargs)
 
 

@@ -33,7 +33,7 @@ class GatedWeight(nn.Module):
         # Follows from the graph, so it is not state to save.
         self.register_buffer("index", positions.clone(), persistent=False)
         self.dim = dim
-        self._consecutive = torch.equal(positions[:, :1].cpu(), torch.arange(len(positions)).unsqueeze(1))
+        self._consecutive = torch.equal(positions.cpu(), torch.arange(len(positions)).unsqueeze(1))
 
     def forward(self, weight: Tensor, *gates: Tensor) -> Tensor:
         if self._consecutive and len(gates) == 1 and gates[0].numel() == self.index.numel():

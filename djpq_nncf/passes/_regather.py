@@ -78,7 +78,7 @@ def _modules_between(root: Node, node: Node) -> list[str]:
 
 def _select(model: GraphModule, root: Node, dim: int, positions: np.ndarray, name: str) -> Node:
     """Entries along a dimension: a slice if they follow one another."""
-    first = int(positions[0])
+    first = int(positions[0]) if len(positions) else 0
     if np.array_equal(positions, np.arange(first, first + len(positions))):
         return model.graph.call_function(aten.slice.Tensor, (root, dim, first, first + len(positions)))
     attribute = f"{name}_positions"

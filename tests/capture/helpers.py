@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from djpq_nncf.capture import capture
+from djpq_nncf.capture._train_only import AttentionDropout, TrainOnly
 
 ALLOWED_MODULES = (
     nn.BatchNorm1d,
@@ -20,6 +21,8 @@ ALLOWED_MODULES = (
     nn.Dropout3d,
     nn.AlphaDropout,
     nn.FeatureAlphaDropout,
+    TrainOnly,
+    AttentionDropout,
 )
 
 
@@ -63,7 +66,7 @@ def assert_same_behaviour(model: nn.Module, gm: fx.GraphModule, args: Any, kwarg
 
 
 def assert_promised_form(gm: fx.GraphModule) -> None:
-    """Out-of-place operators, BatchNorm and dropout modules, concrete shapes; nothing else."""
+    """Out-of-place operators, BatchNorm and modules that are random in train mode, concrete shapes; nothing else."""
     modules = dict(gm.named_modules(remove_duplicate=False))
     for node in gm.graph.nodes:
         if node.op == "call_module":

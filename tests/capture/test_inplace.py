@@ -89,7 +89,48 @@ def unused_view(y: Tensor) -> Tensor:
     return wide + y
 
 
+def python_operators(y: Tensor) -> Tensor:
+    mask = y > 0
+    mask &= y < 1
+    mask |= y < -1
+    mask ^= y > 0.5
+    y **= 2
+    bits = (y * 100).long()
+    bits //= 3
+    bits <<= 1
+    return y * mask + bits
+
+
+def through_narrow(y: Tensor) -> Tensor:
+    y.narrow(1, 1, 2).add_(1)
+    y.narrow(1, -2, 2).mul_(3)
+    return y
+
+
+def through_moved_dimensions(y: Tensor) -> Tensor:
+    cube = y.view(-1, 2, 3)
+    cube.movedim(1, 2)[:, 0] = 4
+    cube.mT[:, 1] += 1
+    cube.movedim((0, 1), (1, 0))[0].neg_()
+    return y
+
+
+def through_expand(y: Tensor) -> Tensor:
+    y.expand_as(y).mul_(2)
+    y.broadcast_to(y.shape)[:, 0] = 1
+    return y
+
+
+def random_fill(y: Tensor) -> Tensor:
+    return y * torch.empty_like(y).bernoulli_(0.5) + torch.zeros_like(y).normal_(1, 2)
+
+
 BODIES = [
+    python_operators,
+    through_narrow,
+    through_moved_dimensions,
+    through_expand,
+    random_fill,
     later_reads,
     through_slice,
     through_view_of_view,

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from djpq_nncf.capture import InputSpec, capture, is_captured, propagate_shapes
+from djpq_nncf.capture import InputSpec, argument_names, bind_inputs, capture, is_captured, propagate_shapes
+from djpq_nncf.errors import CaptureError, DataError
 from tests.capture.helpers import assert_same, check, run
 
 
@@ -19,9 +20,6 @@ from tests.capture.helpers import assert_same, check, run
 class Result:
     logits: Tensor
     hidden: tuple[Tensor, ...]
-
-
-pytree.register_dataclass(Result)
 
 
 class Structured(nn.Module):
@@ -94,6 +92,36 @@ def test_the_original_is_not_changed() -> None:
     assert all(module.training for module in gm.modules())
 
 
+def test_inputs_are_sorted_into_the_form_of_the_capture() -> None:
+    model = Structured()
+    gain = torch.rand(4, 1)
+    gm = capture(model, (ids(4),), {"gain": gain, "flag": True})
+    assert argument_names(gm) == ("inputs", "gain", "flag")
+    batch = ids(4)["ids"]
+    for args, kwargs in (
+        (({"ids": batch},), {"gain": gain}),
+        (({"ids": batch}, gain), {}),
+        ((), {"gain": gain, "inputs": {"ids": batch}, "flag": True}),
+    ):
+        args, kwargs = bind_inputs(gm, args, kwargs, "batch 0")
+        assert_same(gm.eval()(*args, **kwargs), run(model, ({"ids": batch},), {"gain": gain}))
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "message"),
+    [
+        ((1,), {}, r"^batch 0 lacks 'gain'.*\['inputs', 'gain', 'flag'\]"),
+        ((1, 2, 3, 4), {}, "^batch 0 holds 4 inputs by position"),
+        ((1, 2), {"mask": 3}, r"^batch 0 holds \['mask'\].*example_inputs"),
+    ],
+    ids=["missing", "too-many", "unknown"],
+)
+def test_inputs_that_do_not_fit_the_capture(args: Any, kwargs: Any, message: str) -> None:
+    gm = capture(Structured(), (ids(4),), {"gain": torch.rand(4, 1), "flag": True})
+    with pytest.raises(DataError, match=message):
+        bind_inputs(gm, args, kwargs, "batch 0")
+
+
 def test_inputs_are_described() -> None:
     gm = capture(Structured(), (ids(1),), {"gain": torch.rand(1, 1), "flag": True})
     assert gm.meta["djpq_inputs"] == (
@@ -101,6 +129,75 @@ def test_inputs_are_described() -> None:
         InputSpec("gain", (2, 1), torch.float32),
         InputSpec("flag", (), None, batched=False, value=True),
     )
+
+
+class Opaque:
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+
+
+def test_an_output_that_holds_no_tensors() -> None:
+    class Model(nn.Module):
+        def forward(self, x: Tensor) -> dict[str, Opaque]:
+            return {"result": Opaque(x)}
+
+    with pytest.raises(CaptureError, match=r"Model returns a Opaque.*Return tensors"):
+        capture(Model(), (torch.randn(2, 3),))
+
+
+class Caching(nn.Module):
+    """Keeps what it computes from a parameter until it is trained again, as LeViT does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.randn(3))
+        self.cache: dict[str, Tensor] = {}
+
+    def train(self, mode: bool = True) -> "Caching":
+        if mode:
+            self.cache = {}
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            return x + self.bias.exp()
+        if "bias" not in self.cache:
+            self.cache["bias"] = self.bias.exp()
+        return x + self.cache["bias"]
+
+
+def test_a_cache_is_computed_in_the_graph() -> None:
+    model = Caching().eval()
+    x = torch.randn(2, 3)
+    model(x)
+    gm = capture(model, (x,))
+    assert [node.target for node in gm.graph.find_nodes(op="get_attr")] == ["bias"]
+    assert list(model.cache) == ["bias"] and not model.training
+    assert_same(run(gm, (x,)), run(model, (x,)))
+
+
+NORMS = {
+    "weight-norm": nn.utils.parametrizations.weight_norm,
+    "weight-norm-hook": nn.utils.weight_norm,
+    "orthogonal": nn.utils.parametrizations.orthogonal,
+}
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("norm", NORMS)
+def test_computed_weights(norm: str) -> None:
+    model = nn.Sequential(NORMS[norm](nn.Linear(4, 4)), nn.ReLU(), nn.Linear(4, 2))
+    x = torch.randn(3, 4)
+    gm = capture(model, (x,))
+    assert_same(run(gm, (x,)), run(model, (x,)))
+    assert set(gm.state_dict()) == set(model.state_dict())
+    for copied in (copy.deepcopy(gm), pickle.loads(pickle.dumps(gm))):
+        assert_same(run(copied, (x,)), run(model, (x,)))
+    for result in (gm.train()(x), model.train()(x)):
+        result.square().sum().backward()
+    theirs = dict(model.named_parameters())
+    for name, parameter in gm.named_parameters():
+        assert_same(parameter.grad, theirs[name].grad)
 
 
 class Weighted(nn.Module):

@@ -1,27 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Channels that must stay, with the reason that users read."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from djpq_nncf.capture import capture
 from djpq_nncf.channels import ChannelAnalysis, analyse_channels
-from djpq_nncf.passes import kept_channels, remove
-from tests.helpers import PRUNING_ONLY, images, insert_into, random_gates
-
-
-class Apply(nn.Module):
-    """A function as a module, so that it has a path."""
-
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(x)
+from tests.channels.cases import Apply
+from tests.helpers import images
 
 
 class Between(nn.Module):
@@ -54,42 +42,108 @@ class FilledBuffer(nn.Module):
         return x + torch.cumsum(torch.ones(8, 1, 1), 0)
 
 
+class Recurrent(nn.Module):
+    """Channels as the features of a sequence of positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(8, 8, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, _ = self.lstm(x.flatten(2).transpose(1, 2))
+        return y.transpose(1, 2).unflatten(2, (8, 8))
+
+
+class StridedOverChannels(nn.Module):
+    """Channels as the positions of a convolution that halves them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(64, 64, 2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x.flatten(2).transpose(1, 2)).transpose(1, 2).unflatten(2, (8, 8))
+
+
+def _as_last(x: Tensor) -> Tensor:
+    return x.permute(0, 2, 3, 1)
+
+
+def _pooled_with_positions(x: Tensor) -> Tensor:
+    """Rows, and channels where columns were."""
+    return F.max_pool2d(_as_last(x), (1, 2)).permute(0, 3, 1, 2)
+
+
+def _depends_on_itself(x: Tensor) -> Tensor:
+    """Channel i is added to the mean of 2 i and 2 i + 1."""
+    return x[:, :4] + x.unflatten(1, (4, 2)).mean(2)
+
+
+def _two_cycles(x: Tensor) -> Tensor:
+    """Heads depend on channels, and widths too."""
+    torn = x.unflatten(1, (4, 2))
+    tangled = (x[:, :4] + torn.mean(2)).mean(1, keepdim=True) + (x[:, :2] + torn.mean(1)).mean(1, keepdim=True)
+    return torch.tanh(x).unflatten(1, (2, 4)).flatten(1, 2) + tangled
+
+
+PERMUTATION = torch.tensor([1, 0, 3, 2, 5, 4, 7, 6])
+
 FREEZING: dict[str, tuple[nn.Module, int, str]] = {
     "cumsum": (Apply(lambda x: torch.cumsum(x, 1)), 8, "aten::cumsum at 'mix' has no channel rule"),
-    "softmax": (nn.Softmax(dim=1), 8, "aten::softmax.int at 'mix' has no channel rule"),
-    "tearing view": (
-        Apply(lambda x: x.view(-1, 4, 2, 8, 8).transpose(1, 2).reshape(-1, 8, 8, 8)),
+    "topk": (Apply(lambda x: x.topk(5, 1)[0]), 5, "aten::topk at 'mix' has no channel rule"),
+    "sort": (Apply(lambda x: x.sort(1)[0]), 8, "aten::sort at 'mix' has no channel rule"),
+    "fft": (Apply(lambda x: torch.fft.fft(x, dim=1).real), 8, "aten::fft_fft at 'mix' has no channel rule"),
+    "distances": (
+        Apply(lambda x: x * torch.cdist(x.flatten(2), x.flatten(2)).mean((1, 2)).reshape(-1, 1, 1, 1)),
         8,
-        "aten::view at 'mix' tears the channel dimension apart",
+        "aten::cdist at 'mix' has no channel rule",
     ),
-    "selection": (Apply(lambda x: x[:, 3].unsqueeze(1)), 1, "aten::select.int at 'mix' selects single channels"),
-    "strided selection": (
-        Apply(lambda x: x[:, ::2]),
-        4,
-        "aten::slice.Tensor at 'mix' selects every n-th channel",
+    "lstm": (Recurrent(), 8, "aten::lstm.input at 'mix.lstm' has no channel rule"),
+    "argmax": (
+        Apply(lambda x: x * x.argmax(1, keepdim=True)), 8, "aten::argmax at 'mix' says which of them it is"
     ),
-    "reduction": (
-        Apply(lambda x: x.mean(1, keepdim=True)),
-        1,
-        "aten::mean.dim at 'mix' reduces over channels",
+    "maximum with its position": (
+        Apply(lambda x: x.max(1, keepdim=True)[0]), 1, "aten::max.dim at 'mix' says which of them it is"
+    ),
+    "lookup": (Apply(lambda x: x[:, PERMUTATION]), 8, "aten::index.Tensor at 'mix' looks up any of them"),
+    "rolled with positions": (
+        Apply(lambda x: x.roll((1, 1), (1, 2))), 8, "aten::roll at 'mix' reorders channels together with positions"
+    ),
+    "padded by their neighbours": (
+        Apply(lambda x: F.pad(x, (0, 0, 0, 0, 1, 1), mode="replicate")),
+        10,
+        "aten::pad at 'mix' pads or crops the channel dimension",
+    ),
+    "cropped by padding": (
+        Apply(lambda x: F.pad(x, (0, 0, 0, 0, -1, 0))), 7, "aten::pad at 'mix' pads or crops the channel dimension"
+    ),
+    "normalised over neighbours": (
+        Apply(lambda x: F.local_response_norm(x, 3)), 8, "aten::avg_pool3d at 'mix' takes it for positions"
     ),
     "pooled as a position": (
-        Apply(lambda x: nn.functional.max_pool2d(x.permute(0, 2, 3, 1), 2)),
-        8,
-        "aten::max_pool2d at 'mix' pools over channels",
+        Apply(_pooled_with_positions), 4, "aten::max_pool2d at 'mix' takes it for positions"
     ),
-    "convolved as a position": (
-        Apply(lambda x: x.permute(0, 2, 3, 1)),
+    "resized as a position": (
+        Apply(lambda x: F.interpolate(_as_last(x), size=(8, 6)).permute(0, 3, 1, 2)),
+        6,
+        "aten::upsample_nearest2d.vec at 'mix' takes it for positions",
+    ),
+    "strides over channels": (StridedOverChannels(), 4, "aten::conv1d at 'mix.conv' takes it for positions"),
+    "every second replaced": (
+        Apply(lambda x: x.slice_scatter(x[:, ::2], 1, 0, 8, 2)),
         8,
-        "aten::conv2d at 'second' takes it for positions or samples",
+        "aten::slice_scatter at 'mix' replaces every n-th of them",
+    ),
+    "times a vector": (
+        Apply(lambda x: (_as_last(x) @ torch.ones(8)).unsqueeze(1)), 1, "aten::matmul at 'mix' multiplies a vector"
     ),
     "computed operand": (FilledBuffer(), 8, "aten::add.Tensor at 'mix' combines it with a tensor that cannot shrink"),
     "computed weight": (
-        Apply(lambda x: nn.functional.linear(x, torch.ones(8, 8).cumsum(0))),
-        8,
-        "aten::linear at 'mix' has a computed weight",
+        Apply(lambda x: F.linear(x, torch.ones(8, 8).cumsum(0))), 8, "aten::linear at 'mix' has a computed weight"
     ),
-}
+    "depends on itself": (Apply(_depends_on_itself), 4, "its channels depend on themselves"),
+    "depends on itself in two ways": (Apply(_two_cycles), 8, "its channels depend on themselves"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", FREEZING)
@@ -100,6 +154,30 @@ def test_reason_names_operator_and_module(case: str) -> None:
     assert not analysis.groups
     (entry,) = (entry for entry in analysis.frozen if entry.layer == "first")
     assert entry.count == 8
+
+
+PARTLY: dict[str, tuple[nn.Module, int, int, str]] = {
+    # what stands between, its outputs, how many of 8 channels stay, and why
+    "one channel selected": (Apply(lambda x: x[:, 3].unsqueeze(1)), 1, 1, "selects a single channel"),
+    "one channel cut out": (Apply(lambda x: x[:, 3:4] * 2), 1, 1, "selects a single channel"),
+    "two channels looked up": (Apply(lambda x: x[:, :2][:, PERMUTATION[:2]]), 2, 2, "looks up any of them"),
+    "half of them sorted": (
+        Apply(lambda x: torch.cat([x[:, :4].sort(1)[0], x[:, 4:]], 1)),
+        8,
+        4,
+        "has no channel rule",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", PARTLY)
+def test_other_channels_of_the_layer_are_free(case: str) -> None:
+    between, outputs, count, reason = PARTLY[case]
+    analysis = analyse(Between(between, outputs))
+    (entry,) = (entry for entry in analysis.frozen if entry.layer == "first")
+    assert entry.count == count
+    assert entry.reason.endswith(f"at 'mix' {reason}")
+    assert sum(group.size for group in analysis.groups.values()) == 8 - count
 
 
 class Unread(nn.Module):
@@ -143,73 +221,3 @@ def test_weight_that_something_else_reads_stays() -> None:
     analysis = analyse(ReadAsItIs())
     assert not analysis.groups
     assert "reads 'first.weight' as it is" in reasons(analysis)["first"]
-
-
-class Moved(nn.Module):
-    """``move`` stands between a convolution and what reads it."""
-
-    def __init__(self, move: nn.Module, reader: nn.Module) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(3, 8, 3, padding=1)
-        self.move = move
-        self.reader = reader
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.reader(self.move(torch.sigmoid(self.first(x))))
-
-
-class TwoReaders(nn.Module):
-    def __init__(self, inputs: int) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(inputs, 5, 1)
-
-    def forward(self, parts: tuple[Tensor, ...]) -> list[Tensor]:
-        return [self.first(part) for part in parts]
-
-
-class OwnReaders(nn.Module):
-    def __init__(self, *inputs: int) -> None:
-        super().__init__()
-        self.convs = nn.ModuleList(nn.Conv2d(size, 5, 1) for size in inputs)
-
-    def forward(self, parts: tuple[Tensor, ...]) -> list[Tensor]:
-        return [conv(part) for conv, part in zip(self.convs, parts, strict=True)]
-
-
-def _pooled(x: Tensor) -> Tensor:
-    return nn.functional.adaptive_avg_pool2d(x, 1)
-
-
-MOVES: dict[str, tuple[Callable[..., object], nn.Module, int]] = {
-    "squeeze all": (lambda x: _pooled(x).squeeze(), nn.Linear(8, 5), 8),
-    "squeeze two": (lambda x: _pooled(x).squeeze(3).squeeze(2).squeeze(1), nn.Linear(8, 5), 8),
-    "squeeze dims": (lambda x: _pooled(x).squeeze((1, 2, 3)), nn.Linear(8, 5), 8),
-    "unflatten": (lambda x: x.unflatten(1, (8, 1)).flatten(1, 2), nn.Conv2d(8, 5, 1), 8),
-    "unflatten from the end": (lambda x: x.unflatten(-3, (1, 8)).squeeze(1), nn.Conv2d(8, 5, 1), 8),
-    "chunk": (lambda x: x.chunk(2, 1), OwnReaders(4, 4), 8),
-    "chunk from the end": (lambda x: x.chunk(3, -3), OwnReaders(3, 3, 2), 8),
-    "chunk into one reader": (lambda x: x.chunk(2, 1), TwoReaders(4), 4),
-    "unequal split": (lambda x: x.split([2, 4, 2], 1), OwnReaders(2, 4, 2), 8),
-    "slices": (lambda x: (x[:, :3], x[:, 3:-2], x[:, -2:]), OwnReaders(3, 3, 2), 8),
-    "expand": (lambda x: _pooled(x).expand(-1, 8, 4, 4), nn.Conv2d(8, 5, 1), 8),
-    "repeat": (lambda x: x.repeat(1, 2, 1, 1), nn.Conv2d(16, 5, 1), 8),
-    "flatten by view": (lambda x: x.view(x.shape[0], 8 * 64), nn.Linear(512, 5), 8),
-    "view with a free size": (lambda x: x.view(-1, 8, 64).transpose(1, 2), nn.Linear(8, 5), 8),
-    "permuted twice": (lambda x: x.permute(0, 2, 3, 1).relu().permute(0, 3, 1, 2), nn.Conv2d(8, 5, 1), 8),
-    "channels last linear": (lambda x: x.permute(0, 2, 3, 1), nn.Linear(8, 5), 8),
-}
-
-
-@pytest.mark.parametrize("nearly_all", [False, True], ids=["some", "nearly all"])
-@pytest.mark.parametrize("move", MOVES)
-def test_moved_channels_can_be_removed(move: str, nearly_all: bool) -> None:
-    """Constants in the graph follow, also where one channel remains."""
-    function, reader, removable = MOVES[move]
-    x = images(3, dtype=torch.float64)
-    network = insert_into(Moved(Apply(function), reader).double(), x, **PRUNING_ONLY)  # type: ignore[arg-type]
-    assert network.analysis.channel_count == removable
-    random_gates(network.gates, 1, nearly_all=nearly_all)
-    stripped = remove(network.model, network.analysis, kept_channels(network.analysis, network.gates))
-    with torch.no_grad():
-        torch.testing.assert_close(stripped(x), network.model.eval()(x))
-        torch.testing.assert_close(stripped(x[:2]), network.model(x[:2]))

@@ -9,11 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from djpq_nncf.capture import capture
-from djpq_nncf.channels import FIXED, ChannelAnalysis, analyse_channels
+from djpq_nncf.channels import FIXED, ROLES, ChannelAnalysis, Role, analyse_channels
+from tests.channels.cases import CASES, Members, found_groups, layer, norm, reads, weight
 from tests.helpers import NETWORKS, images
-
-Members = set[tuple[str, int, int]]
-"""(parameter, dimension, slices that go with one channel)"""
 
 
 def analyse(model: nn.Module) -> ChannelAnalysis:
@@ -23,25 +21,6 @@ def analyse(model: nn.Module) -> ChannelAnalysis:
 @functools.cache
 def analysis_of(name: str) -> ChannelAnalysis:
     return analyse(NETWORKS[name]())
-
-
-def weight(layer: str, times: int = 1) -> Members:
-    """Output channels of a layer without bias."""
-    return {(f"{layer}.weight", 0, times)}
-
-
-def layer(name: str, times: int = 1) -> Members:
-    """Output channels of a layer with bias."""
-    return weight(name, times) | {(f"{name}.bias", 0, times)}
-
-
-def norm(name: str, times: int = 1) -> Members:
-    return {(f"{name}.{part}", 0, times) for part in ("weight", "bias", "running_mean", "running_var")}
-
-
-def reads(layer: str, times: int = 1) -> Members:
-    """Input channels of a layer."""
-    return {(f"{layer}.weight", 1, times)}
 
 
 EXPECTED: dict[str, dict[str, tuple[int, Members]]] = {
@@ -79,7 +58,9 @@ EXPECTED: dict[str, dict[str, tuple[int, Members]]] = {
         "project.0": (4, weight("project.0") | norm("project.1") | reads("fc")),
     },
     "grouped": {
-        "stem": (4, layer("stem", 2) | reads("grouped")),
+        # two convolution groups, inputs in each of them, outputs in each of them
+        "stem": (2, layer("stem", 4) | layer("grouped", 6) | reads("fc", 6)),
+        "stem#2": (4, layer("stem", 2) | reads("grouped")),
         "grouped": (6, layer("grouped", 2) | reads("fc", 2)),
     },
     "concat": {
@@ -128,10 +109,7 @@ EXPECTED: dict[str, dict[str, tuple[int, Members]]] = {
 @pytest.mark.parametrize("name", NETWORKS)
 def test_groups(name: str) -> None:
     analysis = analysis_of(name)
-    found = {
-        group.name: (group.size, {(member.parameter, member.dim, member.multiplicity) for member in group.members})
-        for group in analysis.groups.values()
-    }
+    found = found_groups(analysis)
     assert found == EXPECTED[name]
     assert list(found) == list(EXPECTED[name]), "in the order of the graph"
 
@@ -157,36 +135,64 @@ def test_ids_cover_every_group_once(name: str) -> None:
         for member in group.members:
             labels = analysis.parameter_labels[member.parameter][member.dim]
             assert labels is not None
-            assert [int((labels == i).sum()) for i in group.channels] == [member.multiplicity] * group.size
+            slices = [int((labels == i).any(axis=-1).sum()) for i in group.channels]
+            assert slices == [member.multiplicity] * group.size
+
+
+def labels_of(name: str, parameter: str, dim: int) -> list[list[int]]:
+    """For each index of a dimension the channels it belongs to, FIXED left out."""
+    labels = analysis_of(name).parameter_labels[parameter][dim]
+    assert labels is not None
+    return [sorted(i for i in index if i != FIXED) for index in labels.tolist()]
+
+
+def channels_of(name: str, *groups: str) -> list[list[int]]:
+    analysis = analysis_of(name)
+    return [[i] for group in groups for i in analysis.groups[group].channels]
 
 
 def test_offsets_of_a_concatenation() -> None:
     """Columns of the consumer follow the producers in their order."""
-    analysis = analyse(NETWORKS["concat"]())
-    columns = analysis.parameter_labels["join.weight"][1]
-    assert columns is not None
-    assert columns.tolist() == [*analysis.groups["left"].channels, *analysis.groups["right"].channels]
+    assert labels_of("concat", "join.weight", 1) == channels_of("concat", "left", "right")
 
 
 def test_positions_of_a_flattened_channel() -> None:
-    analysis = analyse(NETWORKS["plain"]())
-    columns = analysis.parameter_labels["fc1.weight"][1]
-    assert columns is not None
-    assert columns.tolist() == [i for i in analysis.groups["conv2"].channels for _ in range(16)]
+    expected = [i for i in channels_of("plain", "conv2") for _ in range(16)]
+    assert labels_of("plain", "fc1.weight", 1) == expected
 
 
 def test_depthwise_outputs_of_one_input_are_neighbours() -> None:
-    analysis = analyse(NETWORKS["depthwise_separable"]())
-    rows = analysis.parameter_labels["depthwise.0.weight"][0]
-    assert rows is not None
-    assert rows.tolist() == [i for i in analysis.groups["expand.0"].channels for _ in range(2)]
+    expected = [i for i in channels_of("depthwise_separable", "expand.0") for _ in range(2)]
+    assert labels_of("depthwise_separable", "depthwise.0.weight", 0) == expected
 
 
-def test_convolution_groups_share_positions() -> None:
-    analysis = analyse(NETWORKS["grouped"]())
-    rows = analysis.parameter_labels["stem.weight"][0]
-    assert rows is not None
-    assert rows.tolist() == 2 * list(analysis.groups["stem"].channels)
+def test_rows_of_a_grouped_convolution() -> None:
+    """Each goes with its convolution group, and with its position in all of them."""
+    which, position = channels_of("grouped", "stem"), channels_of("grouped", "stem#2")
+    assert labels_of("grouped", "stem.weight", 0) == [w + p for w in which for p in position]
+    outputs = channels_of("grouped", "grouped")
+    assert labels_of("grouped", "grouped.weight", 0) == [w + o for w in which for o in outputs]
+    assert labels_of("grouped", "grouped.weight", 1) == position
+
+
+def test_columns_behind_another_order() -> None:
+    """Heads and widths read in the other order: column 2 w + h belongs to row 4 h + w."""
+    analysis = analyse_channels(capture(OtherOrder().eval(), (images(),)))
+    rows, columns = (analysis.parameter_labels[name][dim] for name, dim in (("conv.weight", 0), ("fc.weight", 1)))
+    assert rows is not None and columns is not None
+    assert columns.tolist() == rows[[0, 4, 1, 5, 2, 6, 3, 7]].tolist()
+    assert analysis.channel_count == 8
+
+
+class OtherOrder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 1)
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x).mean((2, 3))
+        return self.fc(x.view(-1, 2, 4).transpose(1, 2).reshape(-1, 8))
 
 
 class TwoInputs(nn.Module):
@@ -206,10 +212,9 @@ class TwoInputs(nn.Module):
 
 def test_one_weight_for_two_producers() -> None:
     analysis = analyse(TwoInputs())
-    found = {g.name: {(m.parameter, m.dim, m.multiplicity) for m in g.members} for g in analysis.groups.values()}
-    assert found == {
-        "left": layer("left") | layer("right") | reads("shared"),
-        "shared": layer("shared") | reads("fc", 2),
+    assert found_groups(analysis) == {
+        "left": (4, layer("left") | layer("right") | reads("shared")),
+        "shared": (6, layer("shared") | reads("fc", 2)),
     }
 
 
@@ -219,3 +224,32 @@ def test_excluded_layer_stays() -> None:
     assert list(analysis.groups) == ["conv1"]
     reasons = {entry.layer: entry.reason for entry in analysis.frozen}
     assert reasons["stem"] == reasons["conv2"] == "'conv2' is excluded by the configuration"
+
+
+def test_roles() -> None:
+    """What several layers add to is a residual stream; the rest of a convolutional network is hidden."""
+    for name, streams in (
+        ("identity_residual", {"stem"}),
+        ("projection_residual", {"conv2"}),
+        ("bottleneck", {"stem.0"}),
+        ("concat", set()),
+        ("squeeze_excite", set()),
+    ):
+        groups = analysis_of(name).groups.values()
+        assert {group.name for group in groups if group.role == "residual"} == streams
+        assert {group.role for group in groups} <= {"residual", "hidden"}
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_role_that_is_off_stays(role: Role) -> None:
+    """The other groups keep their members."""
+    case = CASES["attention: encoder"]
+    graph = capture(case.build().double().eval(), case.inputs())
+    whole = analyse_channels(graph)
+    analysis = analyse_channels(graph, roles=frozenset(ROLES) - {role})
+    expected = {name: group for name, group in found_groups(whole).items() if whole.groups[name].role != role}
+    assert found_groups(analysis) == expected
+    assert {group.role for group in whole.groups.values()} == set(ROLES)
+    frozen = [entry for entry in analysis.frozen if entry.reason == f"'pruning.dimensions.{role}' is off"]
+    sizes = [group.size for group in whole.groups.values() if group.role == role]
+    assert {entry.count for entry in frozen} == set(sizes)

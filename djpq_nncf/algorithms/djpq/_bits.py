@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bit-widths of each layer's weight and input, from the quantizers that serve it."""
+"""Bit-widths of each operator's two factors, from the quantizers that serve them."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,14 +11,18 @@ from djpq_nncf.nn import ActivationQuantizer, LearnedQuantizer, WeightQuantizer
 
 
 class BitWidths:
-    """Which quantizer gives each layer its weight bits and its activation bits.
+    """Which quantizer gives each operator its weight bits and its activation bits.
+
+    What is said of a weight holds for the second factor where an operator multiplies two activations.
 
     Args:
-        operators: the layers, in the order of the cost model.
+        operators: layers and products, in the order of the cost model.
         weight_quantizers: by the state-dict name of the weight.
         activation_quantizers: by name.
         inputs_of: layer name -> names of the activation quantizers in front of it (several at a concatenation; the
             widest counts).
+        second_input_of: name of a product -> name of the activation quantizer of its second factor.
+        embeddings: their bits are no part of any operator's cost.
 
     Attributes:
         quantizers: by a name for people.
@@ -32,20 +36,21 @@ class BitWidths:
         weight_quantizers: Mapping[str, WeightQuantizer],
         activation_quantizers: Mapping[str, ActivationQuantizer],
         inputs_of: Mapping[str, Sequence[str]],
+        second_input_of: Mapping[str, str] | None = None,
+        embeddings: Sequence[MacOperator] = (),
     ) -> None:
+        layers = {operator.weight: operator.layer for operator in (*embeddings, *reversed(operators))}
         self.quantizers: dict[str, LearnedQuantizer] = {
-            **{f"weight of {operator.layer}": weight_quantizers[operator.weight]
-               for operator in operators if operator.weight in weight_quantizers},
+            **{f"weight of {layers[name]}": quantizer for name, quantizer in weight_quantizers.items()},
             **{f"activation {name}": quantizer for name, quantizer in activation_quantizers.items()},
-        }  # fmt: skip
+        }
         position = {id(quantizer): index for index, quantizer in enumerate(self.quantizers.values())}
         absent = len(self.quantizers)
-        self.weight_index = torch.tensor(
-            [
-                position[id(weight_quantizers[operator.weight])] if operator.weight in weight_quantizers else absent
-                for operator in operators
-            ]
-        )
+        second = {
+            **{operator.layer: weight_quantizers.get(operator.weight) for operator in operators if operator.weight},
+            **{layer: activation_quantizers[name] for layer, name in (second_input_of or {}).items()},
+        }
+        self.weight_index = torch.tensor([position.get(id(second.get(op.layer)), absent) for op in operators])
         rows = [
             [position[id(activation_quantizers[name])] for name in inputs_of.get(operator.layer, ())] or [absent]
             for operator in operators

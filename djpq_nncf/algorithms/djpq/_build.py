@@ -105,7 +105,7 @@ def insert_gates_and_quantizers(
         scopes = quantization.ignored_scopes, quantization.target_scopes
         return _admits(*scopes, operator.layer, operator.kind)
 
-    analysis = analyse_channels(model, is_prunable=is_prunable)
+    analysis = analyse_channels(model, is_prunable=is_prunable, roles=pruning.roles)
     placement = (
         place_quantizers(model, operators, embeddings, is_quantizable=is_quantizable, target_device=target_device)
         if quantization.enabled

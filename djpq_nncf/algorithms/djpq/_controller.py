@@ -15,7 +15,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from djpq_nncf.algorithms._batchnorm import reestimate_batchnorm
 from djpq_nncf.algorithms._contract import CompressionController, CompressionStage
-from djpq_nncf.algorithms.djpq._bits import BitWidths
 from djpq_nncf.algorithms.djpq._freezing import TOLERANCE, Decision
 from djpq_nncf.algorithms.djpq._groups import PrunableGroup
 from djpq_nncf.algorithms.djpq._network import CompressedNetwork
@@ -57,12 +56,7 @@ class DJPQController(CompressionController):
         self._data = data
         self._frozen = False
         self._kept: np.ndarray | None = None
-        self._bits = BitWidths(
-            network.operators,
-            network.weight_quantizers,
-            network.activation_quantizers,
-            network.placement.inputs_of,
-        )
+        self._bits = network.bit_widths()
         self._objective = Objective(network.cost, network.gates, self._bits, settings.pruning)
         target = settings.target.bops_ratio
         self._strength = None if target is None else StrengthController(target, settings.schedule.ramp)

@@ -44,7 +44,6 @@ def initialize_activation_ranges(
     Raises:
         DataError: the data is empty, holds NaN or infinity, or makes the model produce them.
     """
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
     values: dict[str, list[Tensor]] = {name: [] for name in quantizers}
 
     def collect(name: str) -> Callable[[Tensor], object]:
@@ -57,7 +56,7 @@ def initialize_activation_ranges(
             assert isinstance(quantizer, ActivationQuantizer)
             stack.enter_context(quantizer.observe(collect(name)))
         with track("Initialising ranges", settings.num_init_samples) as advance:
-            for (args, kwargs), count in iterate_inputs(data, settings.num_init_samples, device):
+            for (args, kwargs), count in iterate_inputs(model, data, settings.num_init_samples):
                 model(*args, **kwargs)
                 advance(count)
     model.train(training)

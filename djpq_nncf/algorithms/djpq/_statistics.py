@@ -9,13 +9,15 @@ from djpq_nncf.report import render_table
 
 @dataclass(frozen=True)
 class LayerStatistics:
-    """One convolution or linear layer.
+    """One convolution, linear layer or product of two activations.
 
     Attributes:
-        name: module path.
-        kind: operator ("conv2d", "linear").
-        weight_bits, activation_bits: of its weight and of its input; fractional while they are learned, 32 for float.
-        in_channels, out_channels: channels kept and of all, of the weight's input and output dimension.
+        name: module path; of a product with the operator behind it.
+        kind: operator ("conv2d", "linear", "matmul").
+        weight_bits, activation_bits: of its weight and of its input, of a product's second and first factor;
+            fractional while they are learned, 32 for float.
+        in_channels, out_channels: channels kept and of all, of the weight's input and output dimension; of a product
+            what is summed over, and the last dimension of its output.
         macs, baseline_macs: multiply-accumulates per sample, now and of the original.
     """
 
@@ -35,17 +37,36 @@ class LayerStatistics:
 
 
 @dataclass(frozen=True)
+class EmbeddingStatistics:
+    """One table that is looked up: it takes room and costs no MACs.
+
+    Attributes:
+        name: module path.
+        weight_bits: fractional while they are learned, 32 for float.
+        rows: number of entries.
+        channels: width of an entry, kept and of all.
+    """
+
+    name: str
+    weight_bits: float
+    rows: int
+    channels: tuple[int, int]
+
+
+@dataclass(frozen=True)
 class DJPQStatistics:
     """Totals over all layers; a ratio is always compressed / original.
 
     Attributes:
-        layers: every layer that counts.
-        weight_size_ratio: bits of the layers' weights / 32 bits times their original number.
-        frozen_channels: output channels that had to stay, with the reason.
+        layers: every layer and every product that counts.
+        embeddings: the tables besides; one that a layer has for its weight is among both.
+        weight_size_ratio: bits of the weights of layers and embeddings / 32 bits times their original number.
+        frozen_channels: output channels that had to stay, wholly or in one respect, with the reason.
         baseline_bops: BOPs of the original with 32-bit weights and activations.
     """
 
     layers: tuple[LayerStatistics, ...]
+    embeddings: tuple[EmbeddingStatistics, ...]
     weight_size_ratio: float
     frozen_channels: tuple[FrozenChannels, ...]
     baseline_bops: int
@@ -89,10 +110,16 @@ class DJPQStatistics:
             ("layer", "operator", "weight bits", "input bits", "in kept", "out kept", "MMACs", "of BOPs"),
             rows,
         )
+        if self.embeddings:
+            entries = [
+                (entry.name, _bits(entry.weight_bits), str(entry.rows), "{}/{}".format(*entry.channels))
+                for entry in self.embeddings
+            ]
+            table += "\n\n" + render_table(("embedding", "weight bits", "rows", "channels kept"), entries)
         totals = (
             f"BOPs {_ratio(self.bops_ratio)}, MACs {_ratio(self.macs_ratio)}, weights {_ratio(self.weight_size_ratio)}"
         )
-        frozen = [f"  {entry.layer}: {entry.count} channels stay, {entry.reason}" for entry in self.frozen_channels]
+        frozen = [f"  {entry}" for entry in self.frozen_channels]
         return "\n".join([table, totals, *(["Not prunable:", *frozen] if frozen else [])])
 
 

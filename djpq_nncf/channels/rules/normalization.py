@@ -31,6 +31,8 @@ def batch_norm(node: Node, context: RuleContext) -> None:
         if vector is not None:
             ids = context.module_parameter(f"{node.target}.{name}", vector.shape)
             labels[1] = context.tie(labels[1], ids, where(node, _CANNOT_SHRINK))
+    if getattr(module, "running_mean", None) is None:
+        context.freeze(node, [labels[0], *labels[2:]], "takes statistics over it")
     context.set(node, labels)
 
 

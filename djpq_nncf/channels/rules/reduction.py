@@ -37,6 +37,7 @@ _REDUCTIONS = [
     aten.std.dim, aten.std.correction, aten.norm.ScalarOpt_dim, aten.linalg_vector_norm.default, aten.logsumexp.default,
     aten.prod.dim_int, aten.mean.default, aten.sum.default, aten.max.default, aten.min.default,
 ]  # fmt: skip
+_VARIANCES = {aten.var.dim, aten.var.correction, aten.std.dim, aten.std.correction}
 _ALONG = [aten.softmax.int, aten._softmax.default, aten.log_softmax.int, aten._log_softmax.default]
 
 
@@ -62,7 +63,9 @@ def reduction(node: Node, context: RuleContext) -> None:
     asked = _argument_or(node, "dim", None)
     dims: Iterable[int] = [asked] if isinstance(asked, int) else asked or range(len(labels))
     reduced = {dim % len(labels) for dim in dims}
-    if any(labels[dim] is not None for dim in reduced):
+    if node.target in _VARIANCES and _argument_or(node, "correction", 1) != 0 and _argument_or(node, "unbiased", True):
+        context.freeze(node, [labels[dim] for dim in reduced], "needs at least two of them")
+    elif any(labels[dim] is not None for dim in reduced):
         context.only_open(node, *((source, dim) for dim in sorted(reduced)))
     if _argument_or(node, "keepdim", False):
         context.set(node, [None if dim in reduced else ids for dim, ids in enumerate(labels)])
