@@ -291,6 +291,8 @@ def _by_first_column(rows: list[np.ndarray]) -> dict[int, np.ndarray]:
         return {}
     table = np.concatenate(rows)
     table = table[(table[:, :2] >= 0).all(axis=1)]
+    if not len(table):
+        return {}
     table = table[np.lexsort(table.T[::-1])]
     new = np.ones(len(table), dtype=bool)
     new[1:] = (table[1:] != table[:-1]).any(axis=1)

@@ -5,6 +5,7 @@ import operator
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 from torch.fx import GraphModule, Node
 from torch.nn.modules.dropout import _DropoutNd
 
@@ -41,16 +42,19 @@ class Dataflow:
         computed: depends on the values of an input.
         activations: floating-point, and descends from a floating-point input or from an embedding that an input
             selects. Masks and positions made from integers are not among them.
+        learned: floating-point, and descends from a parameter without any input (except for sizes).
     """
 
     computed: frozenset[Node]
     activations: frozenset[Node]
+    learned: frozenset[Node]
 
 
 def analyse_dataflow(model: GraphModule) -> Dataflow:
     """Classify every node of a captured graph."""
     computed: set[Node] = set()
     activations: set[Node] = set()
+    learned: set[Node] = set()
     for node in model.graph.nodes:
         sources = () if node.target in SHAPE_ONLY else node.all_input_nodes
         if node.op == "placeholder" or any(source in computed for source in sources):
@@ -59,7 +63,14 @@ def analyse_dataflow(model: GraphModule) -> Dataflow:
             selects = node.target in _SELECT and node.args[1] in computed
             if (descends or selects) and is_floating(node):
                 activations.add(node)
-    return Dataflow(frozenset(computed), frozenset(activations))
+        elif is_floating(node) and (_is_parameter(model, node) or any(source in learned for source in sources)):
+            learned.add(node)
+    return Dataflow(frozenset(computed), frozenset(activations), frozenset(learned))
+
+
+def _is_parameter(model: GraphModule, node: Node) -> bool:
+    path, _, name = str(node.target).rpartition(".")
+    return node.op == "get_attr" and isinstance(getattr(model.get_submodule(path), name), nn.Parameter)
 
 
 def moved_values(model: GraphModule, node: Node) -> list[Node]:

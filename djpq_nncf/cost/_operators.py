@@ -13,7 +13,7 @@ from torch.fx import GraphModule, Node
 
 from djpq_nncf.capture import layer_name
 from djpq_nncf.capture._names import module_path
-from djpq_nncf.cost._dataflow import SHAPE_ONLY, analyse_dataflow
+from djpq_nncf.cost._dataflow import analyse_dataflow
 
 aten = torch.ops.aten
 
@@ -134,7 +134,7 @@ def _weight_argument(node: Node) -> Node | None:
 
 
 def _is_weight(node: Node) -> bool:
-    """Whether a value follows from parameters alone, with constants and shapes."""
+    """Whether a value follows from parameters and constants alone: not from a size of an input either."""
     owner = node.graph.owning_module
     assert owner is not None
     seen, stack, parameters = {node}, [node], 0
@@ -145,9 +145,8 @@ def _is_weight(node: Node) -> bool:
         if current.op == "get_attr":
             path, _, name = str(current.target).rpartition(".")
             parameters += isinstance(getattr(owner.get_submodule(path), name), nn.Parameter)
-        sources = () if current.target in SHAPE_ONLY else current.all_input_nodes
-        stack.extend(source for source in sources if source not in seen)
-        seen.update(sources)
+        stack.extend(source for source in current.all_input_nodes if source not in seen)
+        seen.update(current.all_input_nodes)
     return parameters > 0
 
 

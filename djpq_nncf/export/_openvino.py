@@ -93,8 +93,11 @@ def _name_ports(kind: str, ports: list[Any], names: Sequence[str]) -> None:
             f"OpenVINO kept {len(ports)} of the {len(names)} {kind}s {list(names)}: an unused one has to go "
             "from the model before export."
         )
+    for port in ports:
+        port.get_tensor().set_names(set())
     for port, name in zip(ports, names, strict=True):
-        port.get_tensor().set_names({name})
+        # outputs may share a tensor: it has the names of both
+        port.get_tensor().add_names({name})
         if kind == "input":
             port.get_node().set_friendly_name(name)
 

@@ -92,7 +92,10 @@ def input_names_of(model: fx.GraphModule) -> tuple[str, ...]:
 
 
 def output_names_of(model: fx.GraphModule) -> tuple[str, ...]:
-    """``output`` for a single tensor, the keys of a mapping, else ``output_0``, ``output_1``, ..."""
+    """``output`` for a single tensor, the keys of a mapping, else ``output_0``, ``output_1``, ...
+
+    A key that is the name of an input too gets ``_output`` behind it.
+    """
     info = getattr(model.graph._codegen, "pytree_info", None)
     spec = info.out_spec if info is not None else None
     if spec is None:
@@ -104,7 +107,9 @@ def output_names_of(model: fx.GraphModule) -> tuple[str, ...]:
     kept = [path for (path, _), value in zip(leaves, flat, strict=True) if isinstance(value, fx.Node)]
     if len(kept) == 1 and not any(hasattr(key, "key") or hasattr(key, "name") for key in kept[0]):
         return ("output",)
-    return tuple("_".join(_key_text(key) for key in path) for path in kept)
+    names = ["_".join(_key_text(key) for key in path) for path in kept]
+    inputs = input_names_of(model)
+    return tuple(f"{name}_output" if name in inputs else name for name in names)
 
 
 def _key_text(key: object) -> str:
@@ -121,7 +126,17 @@ def _flat_outputs(model: fx.GraphModule) -> list[object]:
 
 def _make_flat(model: fx.GraphModule) -> None:
     node = next(node for node in model.graph.nodes if node.op == "output")
-    node.args = (tuple(value for value in _flat_outputs(model) if isinstance(value, fx.Node)),)
+    values: list[fx.Node] = []
+    for value in _flat_outputs(model):
+        if not isinstance(value, fx.Node):
+            continue
+        if value.op == "placeholder" or value in values:
+            # a file names each tensor once; a clone the converters would take for the tensor itself
+            with model.graph.inserting_before(node):
+                value = model.graph.call_function(torch.ops.aten.unsqueeze.default, (value, 0))
+                value = model.graph.call_function(torch.ops.aten.squeeze.dim, (value, 0))
+        values.append(value)
+    node.args = (tuple(values),)
     model.graph.set_codegen(fx.graph.CodeGen())
     model.recompile()
 

@@ -132,7 +132,8 @@ class _Edges:
     ) -> None:
         self._model = model
         self._nodes = {node.name: node for node in model.graph.nodes}
-        self._activations = analyse_dataflow(model).activations
+        flow = analyse_dataflow(model)
+        self._activations, self._factors = flow.activations, flow.activations | flow.learned
         self._layers = {operator.node for operator in operators if operator.weight is not None}
         found = [self._edge(point) for point in points]
         groups = {edge.group for edge in found if self._is_quantizable(edge)}
@@ -174,7 +175,7 @@ class _Edges:
         edges = self._behind(source, node.name)
         groups = list(dict.fromkeys(edge.group for edge in edges))
         if not groups or (len(groups) > 1 and not several):
-            if not is_floating(source) or (node.name not in self._layers and source not in self._activations):
+            if not is_floating(source) or (node.name not in self._layers and source not in self._factors):
                 return []
             edges = [self._add(source, node.name)]
             groups = [edges[0].group]

@@ -15,7 +15,7 @@ def gather_torn_values(model: GraphModule, removal: Removal) -> None:
     nodes = {node.name: node for node in model.graph.nodes}
     for name, regather in removal.analysis.regathers.items():
         node, root = nodes.get(name), nodes[regather.root]
-        if node is None or not removal.shrinks(root, regather.dim):
+        if node is None or not any(removal.shrinks(root, dim) for dim in range(len(shape_of(root)))):
             continue
         with model.graph.inserting_before(node):
             value = _regathered(model, node, root, regather, removal)

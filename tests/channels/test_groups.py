@@ -253,3 +253,34 @@ def test_role_that_is_off_stays(role: Role) -> None:
     frozen = [entry for entry in analysis.frozen if entry.reason == f"'pruning.dimensions.{role}' is off"]
     sizes = [group.size for group in whole.groups.values() if group.role == role]
     assert {entry.count for entry in frozen} == set(sizes)
+
+
+GATE_POINTS: dict[str, set[tuple[str, int]]] = {
+    # where channels are read
+    "tearing: consumed flattened and pooled": {("flat.weight", 1), ("pooled.weight", 1)},
+    "blocks: grouped transposed convolution": {("up.weight", 0), ("out.weight", 1)},
+    "blocks: table that is the output layer": {("head.weight", 1), ("up.weight", 1), ("down.weight", 1)},
+    # channels that only a product of activations sums over: where they are produced, in one of the two
+    "attention: separate": {("k.weight", 0), ("k.bias", 0), ("out.weight", 1)},
+    "attention: fused by unbind": {("qkv.weight", 0), ("qkv.bias", 0), ("out.weight", 1)},
+    "attention: torn and whole": {("whole.weight", 1), ("out.weight", 1)},
+}
+
+
+@pytest.mark.parametrize("name", GATE_POINTS)
+def test_gates_act_where_channels_are_mixed(name: str) -> None:
+    case = CASES[name]
+    analysis = analyse_channels(capture(case.build().double().eval(), case.inputs()))
+    assert {(point.parameter, point.dim) for point in analysis.gate_points} == GATE_POINTS[name]
+    gated = {int(i) for point in analysis.gate_points for i in point.labels.flatten()} - {FIXED}
+    assert gated == set(range(analysis.channel_count))
+
+
+def test_keys_are_gated_within_a_fused_projection() -> None:
+    """Rows of queries, keys and values follow one another; gates of the width act on the keys' alone."""
+    case = CASES["attention: fused by unbind"]
+    analysis = analyse_channels(capture(case.build().double().eval(), case.inputs()))
+    (point,) = (point for point in analysis.gate_points if point.parameter == "qkv.weight")
+    width = analysis.groups["qkv/query_key_width"].channels
+    gated = [[i for i in index if i in width] for index in point.labels.tolist()]
+    assert gated == [[]] * 8 + [[i] for _ in range(2) for i in width] + [[]] * 8

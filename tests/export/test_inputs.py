@@ -87,3 +87,25 @@ def test_dynamic_sequence_length(suffix: str, tmp_path: Path) -> None:
     found = sorted(layer.macs for layer in recount(path).layers if layer.operator != "ScaledDotProductAttention")
     # ONNX writes attention as two products of activations
     assert found == sorted(linears + (2 * [8 * 8 * 16] if suffix == "onnx" else []))
+
+
+class Outputs(nn.Module):
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.kind = kind
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        y = self.conv(x)
+        kinds = {"twice": {"a": y, "b": y}, "input": {"y": y, "x": x}, "name": {"x": y}, "constant": {"a": y, "b": 3}}
+        return kinds[self.kind]
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("kind", ["twice", "input", "name", "constant"])
+def test_outputs_that_share_a_tensor_or_a_name(kind: str, suffix: str, tmp_path: Path) -> None:
+    x = torch.randn(2, 3, 8, 8)
+    gm = capture(Outputs(kind), (x,))
+    path = tmp_path / f"net.{suffix}"
+    export_model(gm, path)
+    assert verify_export(path, gm, x).max_abs_difference < 1e-5

@@ -56,7 +56,7 @@ def test_entries_of_several_gates_are_multiplied() -> None:
     x, weight, heads, widths = _randn(2, 7), _randn(3, 7), _randn(2), _randn(3)
     index = [[head, 2 + width] for head in range(2) for width in range(3)] + [[1, 5]]
     z = torch.cat([(heads[:, None] * widths).flatten(), heads[1:]])
-    gated = GatedWeight(index)
+    gated = GatedWeight(torch.tensor(index))
     torch.testing.assert_close(functional.linear(x, gated(weight, heads, widths)), functional.linear(x * z, weight))
 
 
@@ -64,27 +64,29 @@ def test_bias_has_one_dimension() -> None:
     bias, heads, widths = _randn(6), _randn(2), _randn(3)
     index = [[head, 2 + width] for head in range(2) for width in range(3)]
     torch.testing.assert_close(
-        GatedWeight(index, dim=0)(bias, heads, widths), bias * (heads[:, None] * widths).flatten()
+        GatedWeight(torch.tensor(index), dim=0)(bias, heads, widths), bias * (heads[:, None] * widths).flatten()
     )
 
 
 def test_first_column_alone_is_no_plain_gate() -> None:
     """Counting up in the first column does not make it the identity."""
     weight, first, second = _randn(2, 3), _randn(3), _randn(1)
-    gated = GatedWeight([[0, 3], [1, 4], [2, 3]])
+    gated = GatedWeight(torch.tensor([[0, 3], [1, 4], [2, 3]]))
     scale = first * torch.stack([second[0], torch.ones((), dtype=first.dtype), second[0]])
     torch.testing.assert_close(gated(weight, first, second), weight * scale)
 
 
 def test_one_gate_with_two_columns() -> None:
     weight, z = _randn(2, 2), _randn(4)
-    torch.testing.assert_close(GatedWeight([[0, 2], [1, 3]])(weight, z), weight * (z[:2] * z[2:]))
+    torch.testing.assert_close(GatedWeight(torch.tensor([[0, 2], [1, 3]]))(weight, z), weight * (z[:2] * z[2:]))
 
 
 def test_gradients_reach_weight_and_gates() -> None:
     weight, first, second = (_randn(*s).requires_grad_() for s in ((3, 4), (2,), (1,)))
     assert torch.autograd.gradcheck(GatedWeight([0, 0, 2, 3]), (weight, first, second))
-    assert torch.autograd.gradcheck(GatedWeight([[0, 2], [1, 2], [0, 3], [1, 3]]), (weight, first, second))
+    assert torch.autograd.gradcheck(
+        GatedWeight(torch.tensor([[0, 2], [1, 2], [0, 3], [1, 3]])), (weight, first, second)
+    )
 
 
 def test_no_state() -> None:
@@ -94,7 +96,7 @@ def test_no_state() -> None:
 
 
 def test_compiles_to_one_graph() -> None:
-    gated = GatedWeight([[0, 1], [1, 2], [1, 1], [2, 0]])
+    gated = GatedWeight(torch.tensor([[0, 1], [1, 2], [1, 1], [2, 0]]))
     compiled = torch.compile(gated, backend="aot_eager", fullgraph=True)
     weight, z = _randn(3, 4), _randn(2)
     torch.testing.assert_close(compiled(weight, z), gated(weight, z))
