@@ -8,8 +8,6 @@ dropout.
 """
 
 import operator
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +18,7 @@ from torch.utils import _pytree as pytree
 from djpq_nncf.capture._inputs import InputSpec
 from djpq_nncf.capture._names import module_label
 from djpq_nncf.capture._shapes import FakeInterpreter, run_fake
+from djpq_nncf.capture._views import View, inverse_of
 from djpq_nncf.errors import CaptureError
 
 aten = torch.ops.aten
@@ -152,11 +151,11 @@ class _Rewriter:
         self, mutation: fx.Node, view: fx.Node, base: fx.Node, prior: fx.Node, value: fx.Node
     ) -> fx.Node | _Lost:
         args, _ = self._original_args[view]
-        inverse = None if view.target is aten.view.dtype else _INVERSES.get(_packet(view))
+        inverse = inverse_of(view)
         if inverse is None:
             return _Lost(mutation, view)
         same_shape = self._values[view].shape == self._values[base].shape
-        context = _View(self._graph, prior, value, tuple(args[1:]), same_shape)
+        context = View(self._graph, prior, value, tuple(args[1:]), same_shape)
         with self._graph.inserting_after(_last(value, mutation)):
             result = inverse(context)
         if result is None:
@@ -208,91 +207,6 @@ class _Rewriter:
             self._seen[node] = self._version.get(storage, 0)
 
 
-@dataclass(frozen=True)
-class _View:
-    """What is needed to write ``value`` back into the tensor that was viewed."""
-
-    graph: fx.Graph
-    base: fx.Node
-    value: fx.Node
-    args: tuple[Any, ...]
-    same_shape: bool
-
-
-def _scatter(op: torch._ops.OpOverload) -> Callable[[_View], fx.Node | None]:
-    return lambda v: v.graph.call_function(op, (v.base, v.value, *v.args))
-
-
-def _same_order(v: _View) -> fx.Node:
-    """Views that keep the order of the elements: view, flatten, unsqueeze, ..."""
-    return v.value if v.same_shape else v.graph.call_function(aten.reshape_as.default, (v.value, v.base))
-
-
-def _same_shape(v: _View) -> fx.Node | None:
-    """Views that repeat elements, where there is nothing to repeat."""
-    return v.value if v.same_shape else None
-
-
-def _undo_narrow(v: _View) -> fx.Node:
-    dim, start, length = v.args
-    end: Any
-    if isinstance(start, fx.Node) or isinstance(length, fx.Node):
-        end = v.graph.call_function(operator.add, (start, length))
-    else:
-        # the end of the dimension has no negative index
-        end = sys.maxsize if start < 0 == start + length else start + length
-    return v.graph.call_function(aten.slice_scatter.default, (v.base, v.value, dim, start, end))
-
-
-def _undo_movedim(v: _View) -> fx.Node:
-    source, destination = v.args
-    overload = aten.movedim.int if isinstance(source, int) else aten.movedim.intlist
-    return v.graph.call_function(overload, (v.value, destination, source))
-
-
-def _undo_transpose(v: _View) -> fx.Node:
-    return v.graph.call_function(aten.transpose.int, (v.value, *v.args))
-
-
-def _undo_permute(v: _View) -> fx.Node:
-    rank = len(v.args[0])
-    dims = [dim % rank for dim in v.args[0]]
-    return v.graph.call_function(aten.permute.default, (v.value, [dims.index(i) for i in range(rank)]))
-
-
-_INVERSES: dict[Any, Callable[[_View], fx.Node | None]] = {
-    aten.slice: _scatter(aten.slice_scatter.default),
-    aten.select: _scatter(aten.select_scatter.default),
-    aten.diagonal: _scatter(aten.diagonal_scatter.default),
-    aten.transpose: _undo_transpose,
-    aten.swapaxes: _undo_transpose,
-    aten.as_strided: _scatter(aten.as_strided_scatter.default),
-    aten.narrow: _undo_narrow,
-    aten.movedim: _undo_movedim,
-    aten.mT: lambda v: v.graph.call_function(aten.mT.default, (v.value,)),
-    **dict.fromkeys((aten.expand, aten.expand_as, aten.broadcast_to), _same_shape),
-    aten.t: lambda v: v.graph.call_function(aten.t.default, (v.value,)),
-    aten.permute: _undo_permute,
-    **dict.fromkeys(
-        (
-            aten.view,
-            aten.reshape,
-            aten.view_as,
-            aten.reshape_as,
-            aten.flatten,
-            aten.unflatten,
-            aten.squeeze,
-            aten.unsqueeze,
-            aten.alias,
-            aten.detach,
-            aten.contiguous,
-            aten.to,
-        ),
-        _same_order,
-    ),
-}
-
-
 # ``x &= y`` and the like
 _PYTHON_NAMES = {
     "__iand__": "bitwise_and",
@@ -310,10 +224,6 @@ def _is_mutation(node: fx.Node) -> bool:
 
 def _mutation_name(node: fx.Node) -> str:
     return str(node.meta.get("mutation", node.target))
-
-
-def _packet(node: fx.Node) -> Any:
-    return getattr(node.target, "overloadpacket", None)
 
 
 def _out_of_place(node: fx.Node) -> torch._ops.OpOverload:

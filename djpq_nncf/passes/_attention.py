@@ -7,12 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
 from djpq_nncf.capture import propagate_shapes
-from djpq_nncf.capture._state import add_constant
+from djpq_nncf.capture._state import add_constant, replace_module
+from djpq_nncf.capture._train_only import AttentionDropout
 from djpq_nncf.cost._dataflow import SHAPE_ONLY, is_floating
 
 aten = torch.ops.aten
@@ -58,6 +59,13 @@ class _Writer:
         result.meta = dict(self._meta)
         return result
 
+    def module(self, path: str, x: Node) -> Node:
+        """Calls a module."""
+        with self._graph.inserting_before(self._node):
+            result = self._graph.call_module(path, (x,))
+        result.meta = dict(self._meta)
+        return result
+
     def attribute(self, path: str) -> Node:
         """Reads a constant."""
         with self._graph.inserting_before(self._node):
@@ -77,16 +85,29 @@ def _decompose(model: GraphModule, node: Node) -> None:
     scores = write(aten.mul.Tensor, write(aten.matmul.default, query, write(aten.transpose.int, key, -2, -1)), scale)
     hidden = None
     if arguments["is_causal"]:
-        scores = write(aten.masked_fill.Scalar, scores, _future(model, write, query, key), -math.inf)
+        scores = write(aten.masked_fill.Scalar, scores, _future(model, write, query, arguments["key"]), -math.inf)
     elif arguments["attn_mask"] is not None:
         scores, hidden = _mask(write, scores, arguments["attn_mask"], query.meta["val"].dtype)
     weights = write(aten.softmax.int, scores, -1)
     if hidden is not None:
         weights = write(aten.masked_fill.Scalar, weights, hidden, 0.0)
-    if arguments["dropout_p"]:
-        weights = write(aten.dropout.default, weights, arguments["dropout_p"], True)
+    dropout = arguments["dropout_p"]
+    if isinstance(dropout, Node):
+        weights = write.module(_as_dropout(model, str(dropout.target)), weights)
+    elif dropout:
+        weights = write(aten.dropout.default, weights, dropout, True)
     node.replace_all_uses_with(write(aten.matmul.default, weights, value))
     model.graph.erase_node(node)
+    if isinstance(dropout, Node) and not dropout.users:
+        model.graph.erase_node(dropout)
+
+
+def _as_dropout(model: GraphModule, path: str) -> str:
+    """What tells the operator its probability in the current mode becomes a dropout like any other."""
+    module = model.get_submodule(path)
+    if isinstance(module, AttentionDropout):
+        replace_module(model, path, nn.Dropout(module.p))
+    return path
 
 
 def _arguments(node: Node) -> dict[str, Any]:
@@ -183,6 +204,8 @@ def _evaluate(node: Node, more: int) -> Tensor | None:
     values: dict[Node, Any] = {}
     for current in _ancestors(node):
         if current.target is aten.sym_size.int and current.all_input_nodes[0].op == "placeholder":
+            if current.args[1] != 0 and any(spec.dynamic.dims for spec in owner.meta["djpq_inputs"]):
+                return None  # a mask that hides nothing at two sizes may hide something at a third
             values[current] = current.meta["val"] + more
             continue
         if current.op == "get_attr":
