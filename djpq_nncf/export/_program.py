@@ -16,6 +16,7 @@ from djpq_nncf.errors import ExportError
 from djpq_nncf.export._fold import fold_batchnorm
 from djpq_nncf.export._markers import mark
 from djpq_nncf.export._requantize import repeat_quantizers
+from djpq_nncf.passes import decompose_attention
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ def named_program(
     ``repeat``: put a quantizer directly before every layer whose input lies on a quantizer's grid.
     """
     flat = fold_batchnorm(model).cpu()
+    if "djpq_inputs" in flat.meta:  # formats know attention, but not what it does for a query that may see nothing
+        flat = decompose_attention(flat)
     if repeat:
         repeat_quantizers(flat)
     layer_names = mark(flat)

@@ -25,7 +25,7 @@ def network_of(name: str = "block", **djpq: object) -> CompressedNetwork:
 
 
 def test_bops_of_a_product_depend_on_both_factors() -> None:
-    network = network_of()
+    network = network_of(pruning={"enabled": False})
     bits = network.bit_widths()
     Objective(network.cost, network.gates, bits, settings_of().pruning).bops().sum().backward()
     product = next(op for op in network.operators if op.weight is None)
@@ -36,10 +36,8 @@ def test_bops_of_a_product_depend_on_both_factors() -> None:
     for name, others in ((first, weights), (second, inputs)):
         quantizer = network.activation_quantizers[name]
         gradient = torch.autograd.grad(quantizer.continuous_bits(), quantizer.log_step, retain_graph=True)[0]
-        expected = network.cost.soft_macs(torch.ones(len(network.gates)))[row] * others[row] * gradient
-        # half of the gates are taken for open at the start: compare signs and presence, then the figure below
         assert quantizer.log_step.grad is not None
-        assert torch.sign(quantizer.log_step.grad) == torch.sign(expected) != 0
+        torch.testing.assert_close(quantizer.log_step.grad, product.macs * others[row].detach() * gradient)
 
 
 def test_exact_bops_are_macs_times_the_bits_of_both_factors() -> None:
@@ -74,7 +72,6 @@ def test_statistics_count_what_is_left(quantized: bool) -> None:
     assert len(products) == 2
     value = next(layer for layer in statistics.layers if layer.name == "attention.value")
     query = next(layer for layer in statistics.layers if layer.name == "attention.query")
-    heads = macs[products[0].name] // (LENGTH * LENGTH) // max(1, query.out_channels[0])
     for layer in products:
         assert layer.macs == macs[layer.name]
     if quantized:
@@ -87,7 +84,6 @@ def test_statistics_count_what_is_left(quantized: bool) -> None:
         assert mixed.macs == LENGTH * LENGTH * value.out_channels[0]
         assert query.out_channels[0] % scores.in_channels[0] == 0
         assert value.out_channels[0] % mixed.out_channels[0] == 0
-    assert heads >= 1
 
 
 def test_size_counts_tables_and_no_products() -> None:

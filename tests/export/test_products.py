@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Products of activations, weights in any position and tables in exported files: INT8, exact, and counted."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import openvino as ov
+import pytest
+import torch
+from numpy.typing import NDArray
+from onnx import numpy_helper
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from djpq_nncf.algorithms.djpq import DJPQController
+from djpq_nncf.algorithms.djpq._statistics import DJPQStatistics
+from djpq_nncf.cost import recount
+from djpq_nncf.export import export_model, verify_export
+from djpq_nncf.export._runtime import open_runtime
+from tests.attention import CASES, LENGTH, WIDTH, WORDS, tokens
+from tests.export.transformers import compress, share_of_equal_samples
+
+FORMATS = ["xml", "onnx"]
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request: pytest.FixtureRequest) -> tuple[str, GraphModule, DJPQStatistics]:
+    torch.manual_seed(0)
+    controller = compress(CASES[request.param].make(), *CASES[request.param].inputs)
+    return request.param, controller.strip(), controller.statistics().djpq
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_file_runs_in_int8_and_costs_what_was_reported(
+    suffix: str, case: tuple[str, GraphModule, DJPQStatistics], tmp_path: Path
+) -> None:
+    name, stripped, statistics = case
+    path = tmp_path / f"net.{suffix}"
+    export_model(stripped, path)
+    inputs = tuple(x.repeat(8, *(1,) * (x.dim() - 1)) for x in CASES[name].inputs)
+
+    cost = recount(path)
+
+    assert [(layer.name, layer.macs) for layer in cost.layers] == [
+        (x.name, x.macs) for x in _in_order(cost, statistics)
+    ]
+    assert [(layer.weight_bits, layer.activation_bits) for layer in cost.layers] == [
+        (layer.weight_bits, layer.activation_bits) for layer in _in_order(cost, statistics)
+    ]
+    assert (cost.macs, cost.bops) == (statistics.macs, statistics.bops)
+    assert share_of_equal_samples(path, stripped, inputs) > 0.7
+    found = verify_export(path, stripped, dict(zip(_names(stripped), inputs, strict=True)))
+    assert found.max_relative_difference < 0.05
+    # parameters on the left of a product, and several of whose dimensions are summed over, ONNX Runtime runs in float
+    floating = {"matmul#2", "einsum_2"} if (name, suffix) == ("written_out", "onnx") else set()
+    assert {layer.name for layer in found.layers if not layer.int8} <= floating
+
+
+def _in_order(cost: object, statistics: DJPQStatistics) -> list[object]:
+    by_name = {layer.name: layer for layer in statistics.layers}
+    return [by_name[layer.name] for layer in cost.layers]  # type: ignore[attr-defined]
+
+
+def _names(stripped: GraphModule) -> list[str]:
+    return [spec.name for spec in stripped.meta["djpq_inputs"]]
+
+
+def test_openvino_runs_attention_in_one_int8_kernel(tmp_path: Path) -> None:
+    """Both products, their scale, the masks and softmax."""
+    block = CASES["block"]
+    export_model(compress(block.make(), *block.inputs).strip(), tmp_path / "net.xml")
+    compiled = ov.Core().compile_model(tmp_path / "net.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    kernels = {
+        node.get_rt_info()["originalLayersNames"].astype(str): node.get_rt_info()["primitiveType"].astype(str)
+        for node in compiled.get_runtime_model().get_ops()
+    }
+    (fused,) = (primitive for names, primitive in kernels.items() if "attention.matmul#2" in names.split(","))
+    assert fused.lower().endswith("_i8")
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_tables_are_stored_once_and_small(suffix: str, tmp_path: Path) -> None:
+    causal = CASES["causal"]
+    stripped = compress(causal.make(), *causal.inputs).strip()
+    path = tmp_path / f"net.{suffix}"
+    export_model(stripped, path)
+    weights = _constants(path)
+    tables = [value for value in weights if value.shape in ((WORDS, WIDTH), (WIDTH, WORDS))]
+    assert [table.dtype for table in tables] == [np.int8]
+    assert all(value.dtype == np.int8 for value in weights if value.size > 4 * LENGTH * LENGTH)
+
+
+def _constants(path: Path) -> list[NDArray[np.generic]]:
+    if path.suffix == ".onnx":
+        return [numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer]
+    return [node.data for node in ov.Core().read_model(path).get_ops() if node.get_type_name() == "Constant"]
+
+
+def test_onnx_looks_up_codes(tmp_path: Path) -> None:
+    """Not numbers: the whole table would be converted for every sample."""
+    block = CASES["block"]
+    path = tmp_path / "net.onnx"
+    export_model(compress(block.make(), *block.inputs).strip(), path)
+    graph = onnx.load(path).graph
+    stored = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    gathers = [node for node in graph.node if node.op_type == "Gather" and node.input[0] in stored]
+    assert [stored[node.input[0]] for node in gathers] == 2 * [onnx.TensorProto.INT8]
+
+
+def test_onnx_says_nothing_about_the_source_code(tmp_path: Path) -> None:
+    block = CASES["block"]
+    path = tmp_path / "net.onnx"
+    export_model(compress(block.make(), *block.inputs).strip(), path)
+    assert b"attention.py" not in path.read_bytes()
+    assert b"forward" not in path.read_bytes()
+
+
+class Tiny(nn.Module):
+    """Sums of embeddings whose variance is that of LayerNorm's epsilon."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = nn.Embedding(WORDS, WIDTH), nn.Embedding(WORDS, WIDTH)
+        self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 3)
+        for table in (self.one, self.other):
+            nn.init.normal_(table.weight, std=3e-3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.norm(self.one(tokens) + self.other(tokens)))
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_epsilon_is_added_to_the_variance_of_numbers(suffix: str, tmp_path: Path) -> None:
+    """OpenVINO would carry the scale of codes through LayerNorm and add it to the variance of codes."""
+    stripped = compress(Tiny(), tokens(), bits=range(8, 9)).strip()
+    export_model(stripped, tmp_path / f"net.{suffix}")
+    assert share_of_equal_samples(tmp_path / f"net.{suffix}", stripped, (tokens(),)) > 0.7
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_float_products_have_names_too(suffix: str, tmp_path: Path) -> None:
+    block = CASES["block"]
+    controller = compress(block.make(), *block.inputs, quantized=False)
+    assert isinstance(controller, DJPQController)
+    stripped = controller.strip()
+    path = tmp_path / f"net.{suffix}"
+    export_model(stripped, path)
+    assert share_of_equal_samples(path, stripped, block.inputs) == 1
+    assert open_runtime(path).input_names == ("tokens", "mask")
+
+
+class Constant(nn.Module):
+    """A bias that layers make of a constant: computed once, so that it costs a sample nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.bias = (
+            nn.Linear(WIDTH, WIDTH),
+            nn.Sequential(nn.Linear(2, 512), nn.ReLU(), nn.Linear(512, WIDTH)),
+        )
+        self.register_buffer("places", torch.randn(LENGTH, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) + self.bias(self.places)
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_layers_on_constants_are_not_counted(suffix: str, tmp_path: Path) -> None:
+    controller = compress(Constant(), torch.randn(2, LENGTH, WIDTH))
+    export_model(controller.strip(), tmp_path / f"net.{suffix}")
+    cost = recount(tmp_path / f"net.{suffix}")
+    assert [layer.name for layer in cost.layers] == ["layer"]
+    assert cost.bops == controller.statistics().djpq.bops
