@@ -6,7 +6,7 @@ from djpq_nncf.capture._capture import capture, is_captured
 from djpq_nncf.capture._functional import to_functional
 from djpq_nncf.capture._inputs import DynamicDims, InputSpec
 from djpq_nncf.capture._names import layer_name
-from djpq_nncf.capture._shapes import propagate_shapes
+from djpq_nncf.capture._shapes import free_dims, propagate_shapes
 
 __all__ = [
     "DynamicDims",
@@ -14,6 +14,7 @@ __all__ = [
     "argument_names",
     "bind_inputs",
     "capture",
+    "free_dims",
     "is_captured",
     "layer_name",
     "propagate_shapes",

@@ -3,6 +3,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -65,6 +66,34 @@ def propagate_shapes(gm: fx.GraphModule) -> None:
     """
     for node, value in run_fake(gm, gm.meta[INPUTS_KEY]).env.items():
         node.meta["val"] = value
+
+
+def free_dims(gm: fx.GraphModule) -> dict[str, frozenset[int]]:
+    """Name of each node with one tensor value -> its dimensions whose size depends on the batch or a dynamic size."""
+    specs: tuple[InputSpec, ...] = gm.meta[INPUTS_KEY]
+    try:
+        values = run_fake(gm, tuple(_other_sizes(spec, vary_all=True) for spec in specs)).env
+    except CaptureError:  # a network may refuse sizes that are not of its own choosing
+        values = run_fake(gm, tuple(_other_sizes(spec, vary_all=False) for spec in specs)).env
+    return {
+        node.name: frozenset(
+            dim
+            for dim, (one, other) in enumerate(zip(node.meta["val"].shape, value.shape, strict=True))
+            if one != other
+        )
+        for node, value in values.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def _other_sizes(spec: InputSpec, *, vary_all: bool) -> InputSpec:
+    shape = list(spec.shape)
+    if spec.batched and shape:
+        shape[0] *= 2
+    for dim in spec.dynamic.dims if vary_all else ():
+        others = [size for size in spec.dynamic.nearby(shape[dim]) if size != shape[dim]]
+        shape[dim] = max(others, default=shape[dim])
+    return replace(spec, shape=tuple(shape))
 
 
 def run_fake(gm: fx.GraphModule, specs: tuple[InputSpec, ...]) -> FakeInterpreter:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from djpq_nncf.capture import layer_name
+from djpq_nncf.capture import free_dims, layer_name
 from djpq_nncf.channels._groups import Consumer, OpenCall, Producer, Role
 from djpq_nncf.channels._labels import ChannelSet, Labels, TensorLabels, all_labels
 from djpq_nncf.channels._movement import Factor, IndexMap, Regather, follow, moved
@@ -29,6 +29,7 @@ class RuleContext:
 
     def __init__(self, model: GraphModule) -> None:
         self.channels = ChannelSet()
+        self._free_dims = free_dims(model)
         self.canonical_names = _canonical_names(model)
         self.parameters: dict[str, list[Labels | None]] = {}
         self.producers: list[Producer] = []
@@ -142,6 +143,9 @@ class RuleContext:
                 continue
             if read.count(source) > 1:
                 self.freeze(node, [ids], "relates them to themselves")
+            if dim % len(shape_of(source)) in self._free_dims.get(source.name, ()):
+                self.freeze(node, [ids], "relates them along a dimension whose size is free")
+                continue
             call.inputs.setdefault(sources.index(source), {})[dim % len(shape_of(source))] = ids
         known = related[0][0]
         for dim in output:
@@ -296,7 +300,11 @@ class RuleContext:
         known = self._maps.get(source)
         if not mapped and known is None and not any(len(f.dims) > 1 for factors in results for f in factors):
             return results, []
-        base = known if isinstance(known, IndexMap) else IndexMap.identity(source, shape_of(source))
+        base = (
+            known
+            if isinstance(known, IndexMap)
+            else IndexMap.identity(source, shape_of(source), self._free_dims.get(source.name, frozenset()))
+        )
         return results, moved(node, base)
 
     def _merged(self, factors: list[Factor]) -> list[Factor]:

@@ -53,15 +53,23 @@ class Regather:
 
 @dataclass(frozen=True)
 class IndexMap:
-    """For each element of a moved value where it was in ``root``: for each dimension there a tensor of indices."""
+    """For each element of a moved value where it was in ``root``: for each dimension there a tensor of indices.
+
+    Attributes:
+        root: the earlier value.
+        root_shape: its shape for the example.
+        root_free: its dimensions whose size is that of the example only for the example.
+        coordinates: for each of its dimensions a tensor of the moved value's shape.
+    """
 
     root: Node
     root_shape: tuple[int, ...]
+    root_free: frozenset[int]
     coordinates: tuple[Tensor, ...]
 
     @classmethod
-    def identity(cls, root: Node, shape: tuple[int, ...]) -> "IndexMap":
-        return cls(root, shape, tuple(_line(np.arange(size), (dim,), shape) for dim, size in enumerate(shape)))
+    def identity(cls, root: Node, shape: tuple[int, ...], free: frozenset[int]) -> "IndexMap":
+        return cls(root, shape, free, tuple(_line(np.arange(size), (dim,), shape) for dim, size in enumerate(shape)))
 
     @functools.cached_property
     def regather(self) -> Regather | None:
@@ -83,6 +91,8 @@ class IndexMap:
         if len(torn) != 1 or len(set(used)) < len(used) or not spanned:
             return None
         ((dim, dims),) = torn
+        if dim in self.root_free:
+            return None  # channels merged with the batch: positions would be those of the example
         # of size one in the example only, perhaps: they keep their order
         single = [own for own, size in enumerate(self.root_shape) if size == 1]
         left = [target for target in range(len(shape)) if target not in used]
@@ -95,7 +105,7 @@ def moved(node: Node, before: IndexMap) -> list[IndexMap]:
     """Where the elements of each output of ``node`` were in the root of its input."""
     outputs = [_outputs(_apply(node, index)) for index in before.coordinates]
     return [
-        IndexMap(before.root, before.root_shape, tuple(_compact(index) for index in one))
+        IndexMap(before.root, before.root_shape, before.root_free, tuple(_compact(index) for index in one))
         for one in zip(*outputs, strict=True)
     ]
 

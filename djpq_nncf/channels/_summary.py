@@ -125,11 +125,17 @@ class Summary:
         self._reasons.append(reason)
 
     def _freeze_uneven_parts(self) -> None:
-        """A part of a grid that is no grid (a diagonal) could lose all of its entries though every row stays."""
+        """Of a part that is no grid (a diagonal) nothing might be left though something of every group is.
+
+        Groups keep a channel each, so something is left of rows that stand for one channel, of those that stand for
+        every pair of some channels, and so on.
+        """
         for ids in self._context.parts:
             leaves = _without_repetition(self._leaves(ids))
-            rows = len(np.unique(leaves, axis=0))
-            if leaves.shape[-1] > 1 and rows < prod(len(np.unique(column)) for column in leaves.T):
+            for rows in _by_number_of_leaves(leaves).values():
+                if len(np.unique(rows, axis=0)) == prod(len(np.unique(column)) for column in rows.T):
+                    break
+            else:
                 self._freeze(self._mask([leaves]), "a part of them is taken that is no grid")
 
     def _find_producers(self) -> Labels:
@@ -218,9 +224,11 @@ class Summary:
                 self._place_names.append((name, dim))
                 for first, second in itertools.permutations(range(leaves.shape[-1]), 2):
                     pairs.append(leaves[:, [first, second]])
-        for position, ids in enumerate(self._context.parts):  # so that something of a part stays: not the first ones
-            found, counts = np.unique(_without_repetition(self._leaves(ids)), return_counts=True)
-            rows.append(np.stack([found, np.full(len(found), len(self._place_names) + position), counts], axis=1))
+        slices = itertools.count(len(self._place_names))
+        for ids in self._context.parts:  # so that something of a part stays: not the first ones
+            for leaves in _by_number_of_leaves(_without_repetition(self._leaves(ids))).values():
+                found, counts = np.unique(leaves, return_counts=True)
+                rows.append(np.stack([found, np.full(len(found), next(slices)), counts], axis=1))
         return _by_first_column(rows), _by_first_column(pairs)
 
     def _translate(self, ids: Labels | None) -> Labels | None:
@@ -283,6 +291,12 @@ def _without_repetition(leaves: Labels) -> Labels:
     leaves = np.sort(leaves, axis=-1)
     leaves[:, 1:][leaves[:, 1:] == leaves[:, :-1]] = FIXED
     return leaves
+
+
+def _by_number_of_leaves(leaves: Labels) -> dict[int, Labels]:
+    """Rows of leaves [n, k] without repetition, those of as many channels together, as [m, number of channels]."""
+    numbers = (leaves >= 0).sum(axis=-1)
+    return {int(n): np.sort(leaves[numbers == n], axis=-1)[:, leaves.shape[-1] - n :] for n in np.unique(numbers)}
 
 
 def _by_first_column(rows: list[np.ndarray]) -> dict[int, np.ndarray]:
