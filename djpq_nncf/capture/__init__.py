@@ -3,6 +3,7 @@
 
 from djpq_nncf.capture._binding import argument_names, bind_inputs
 from djpq_nncf.capture._capture import capture, is_captured
+from djpq_nncf.capture._einsum import einsum_terms
 from djpq_nncf.capture._functional import to_functional
 from djpq_nncf.capture._inputs import DynamicDims, InputSpec
 from djpq_nncf.capture._names import layer_name
@@ -14,6 +15,7 @@ __all__ = [
     "argument_names",
     "bind_inputs",
     "capture",
+    "einsum_terms",
     "free_dims",
     "is_captured",
     "layer_name",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
+from djpq_nncf.capture._einsum import write_out_einsums
 from djpq_nncf.capture._export import export_model, settle_batch
 from djpq_nncf.capture._inline import inline_contexts
 from djpq_nncf.capture._inplace import remove_inplace
@@ -96,6 +97,7 @@ def capture(
     gm.graph.lint()
     gm.recompile()
     propagate_shapes(gm)
+    write_out_einsums(gm)
     if dynamic:
         with torch.random.fork_rng(_cuda_devices(model)):
             try_other_sizes(copy_model(model, share_parameters=True), gm, exported.sizes)

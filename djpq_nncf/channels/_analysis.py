@@ -47,6 +47,7 @@ def _apply_rule(node: Node, context: RuleContext) -> None:
         context.freeze_inputs(node, "is an output of the network")
         return
     rule = find_rule(node)
+    context.start()
     if rule is not None:
         rule(node, context)
         context.freeze_unread(node)

@@ -47,6 +47,10 @@ class RuleContext:
         self._layer_weights: dict[str, set[Node]] = {}
         self._read: set[Node] = set()
 
+    def start(self) -> None:
+        """The next operator has read nothing yet."""
+        self._read.clear()
+
     # What rules read
 
     def labels(self, node: Node) -> TensorLabels:
@@ -216,7 +220,6 @@ class RuleContext:
         """Inputs that the rule of an operator did not ask about must stay as they are."""
         unread = [source for source in node.all_input_nodes if source not in self._read]
         self._freeze_values(unread, where(node, "has a rule that says nothing of it"))
-        self._read.clear()
 
     def _freeze_values(self, sources: Sequence[Node], reason: str) -> None:
         for source in sources:
@@ -230,11 +233,9 @@ class RuleContext:
         for node in graph.nodes:
             name = str(node.target)
             if node.op == "get_attr" and name in self._layer_weights:
-                others = set(node.users) - self._layer_weights[name]
+                others = [user for user in node.users if user not in self._layer_weights[name]]
                 if others:
-                    self.freeze(
-                        next(iter(others)), self.parameters[self.canonical_names[name]], f"reads '{name}' as it is"
-                    )
+                    self.freeze(others[0], self.parameters[self.canonical_names[name]], f"reads '{name}' as it is")
 
     # Labels after the analysis
 

@@ -195,6 +195,9 @@ class Summary:
         groups: dict[str, ChannelGroup] = {}
         for members in by_signature.values():
             members.sort()
+            if len(members) == 1:
+                self._freeze(np.arange(len(self._reason)) == members[0], "no other channel is in the same places")
+                continue
             role = ROLES[self._role[members[0]]]
             layer = self._context.producers[self._producer[members[0]]].layer
             name = _free_name(layer if role in ("hidden", "residual") else f"{layer}/{role}", groups)
@@ -218,8 +221,8 @@ class Summary:
             for dim, ids in enumerate(labels):
                 if ids is None:
                     continue
-                leaves = _without_repetition(self._leaves(ids))
-                found, counts = np.unique(leaves, return_counts=True)
+                leaves = self._leaves(ids)
+                found, counts = np.unique(_without_repetition(leaves), return_counts=True)
                 rows.append(np.stack([found, np.full(len(found), len(self._place_names)), counts], axis=1))
                 self._place_names.append((name, dim))
                 for first, second in itertools.permutations(range(leaves.shape[-1]), 2):

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from djpq_nncf.capture import layer_name
+from djpq_nncf.capture import einsum_terms, layer_name
 from djpq_nncf.capture._names import module_path
 from djpq_nncf.cost._dataflow import analyse_dataflow
 
@@ -67,7 +67,7 @@ def find_mac_operators(model: GraphModule) -> tuple[MacOperator, ...]:
     names = _Names(model)
     found: list[MacOperator] = []
     for node in model.graph.nodes:
-        if node.target not in _OPERATORS or node not in flow.computed:
+        if node.target not in _OPERATORS or node not in flow.computed or _is_diagonal(node):
             continue
         source = weight_source(node)
         if source is not None:
@@ -125,8 +125,13 @@ def weight_source(node: Node) -> Node | None:
     return None if argument is None else _through_permutations(argument, ())[0]
 
 
+def _is_diagonal(node: Node) -> bool:
+    """Einsum of one operand: nothing is multiplied."""
+    return node.target in _EINSUM and len(node.args[1]) == 1  # type: ignore[arg-type]
+
+
 def _weight_argument(node: Node) -> Node | None:
-    if node.target in _ATTENTION or (node.target in _EINSUM and len(node.args[1]) != 2):  # type: ignore[arg-type]
+    if node.target in _ATTENTION:
         return None
     first, second = _operands(node)
     fixed = node.target in _CONVOLUTIONS | _LINEAR | _EMBEDDINGS
@@ -255,21 +260,6 @@ def _product_macs(node: Node) -> Any:
         yield output * prod(size for letter, size in sizes.items() if letter not in kept)
     else:
         yield output * first[-1]
-
-
-def einsum_terms(node: Node) -> tuple[list[str], str]:
-    """Letters of both operands and of the result of an einsum, an ellipsis written out."""
-    equation = str(node.args[0]).replace(" ", "")
-    inputs, arrow, output = equation.partition("->")
-    terms = inputs.split(",")
-    if not arrow:
-        letters = Counter("".join(terms).replace(".", ""))
-        output = "..." * ("..." in inputs) + "".join(sorted(letter for letter, times in letters.items() if times == 1))
-    ranks = [len(operand.meta["val"].shape) for operand in _operands(node)]
-    spare = [rank - len(term.replace("...", "")) for term, rank in zip(terms, ranks, strict=True)]
-    widest = "".join(chr(0x100 + index) for index in range(max(spare)))
-    terms = [term.replace("...", widest[len(widest) - count :]) for term, count in zip(terms, spare, strict=True)]
-    return terms, output.replace("...", widest)
 
 
 def _kind(node: Node) -> str:

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from djpq_nncf.capture import einsum_terms
 from djpq_nncf.cost import MacOperator
-from djpq_nncf.cost._operators import einsum_terms
 
 _aten = torch.ops.aten
 

@@ -41,7 +41,7 @@ class GatedWeight(nn.Module):
         else:
             # Plain indexing: unlike index_select, its gradient is deterministic on every device.
             scale = torch.cat([*gates, weight.new_ones(1)])[self.index].prod(dim=1)
-        return weight * scale.reshape(-1, *(1,) * (weight.dim() - self.dim - 1))
+        return weight * scale.to(weight.dtype).reshape(-1, *(1,) * (weight.dim() - self.dim - 1))
 
     def extra_repr(self) -> str:
         return f"channels={len(self.index)}, dim={self.dim}"

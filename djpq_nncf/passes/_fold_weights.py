@@ -2,10 +2,12 @@
 """The pass that turns computed weights into parameters."""
 
 import copy
+import warnings
 
 import torch
 from torch import nn
 from torch.fx import GraphModule, Interpreter, Node
+from torch.nn.modules.dropout import _DropoutNd
 
 from djpq_nncf.cost import find_mac_operators, weight_source
 
@@ -20,6 +22,9 @@ def fold_computed_weights(model: GraphModule) -> GraphModule:
     Args:
         model: a captured graph; it is copied if there is something to fold.
 
+    Warns:
+        UserWarning: a weight was computed with dropout, which is gone too.
+
     Returns:
         A captured graph in which the weight of every layer is a parameter, named ``<layer>.weight`` where it was
         computed before; parameters that nothing reads any more are gone.
@@ -30,6 +35,10 @@ def fold_computed_weights(model: GraphModule) -> GraphModule:
     evaluate = _Evaluate(copy.deepcopy(model).eval())
     before = {str(node.target) for node in model.graph.nodes if node.op == "get_attr"}
     for name, source in _computed(model).items():
+        if _drops_out(model, source):
+            warnings.warn(
+                f"'{name}' was computed with dropout: from here on it is a parameter, trained without it.", stacklevel=2
+            )
         path, _, attribute = name.rpartition(".")
         _ensure_module(model, path).register_parameter(attribute, nn.Parameter(evaluate(source).detach().clone()))
         with model.graph.inserting_before(source):
@@ -52,6 +61,13 @@ def _computed(model: GraphModule) -> dict[str, Node]:
     nodes = {node.name: node for node in model.graph.nodes}
     sources = {op.weight: weight_source(nodes[op.node]) for op in find_mac_operators(model) if op.weight is not None}
     return {name: source for name, source in sources.items() if source is not None and source.op != "get_attr"}
+
+
+def _drops_out(model: GraphModule, node: Node) -> bool:
+    """Whether there is dropout on the way from the parameters to the node's value."""
+    if node.op == "call_module" and isinstance(model.get_submodule(str(node.target)), _DropoutNd):
+        return True
+    return any(_drops_out(model, source) for source in node.all_input_nodes)
 
 
 class _Evaluate:

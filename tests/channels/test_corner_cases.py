@@ -139,6 +139,11 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
     "logarithm of a softmax": (lambda: linear(lambda s, x: x.softmax(-1).log()), SEQUENCE, 8),
     "linear attention": (lambda: attention(linear_attention), SEQUENCE, 10),
     "heads merged into the batch": (lambda: attention(merged_attention), SEQUENCE, 10),
+    "einsum of three": (
+        lambda: linear(lambda s, x: torch.einsum("btc,btd,cde->bte", x, s.q(x), s.w), q=nn.Linear(8, 7),
+                       w=parameter(8, 7, 8)), SEQUENCE, 23,
+    ),
+    "einsum of one": (lambda: linear(lambda s, x: torch.einsum("btc->bct", x).transpose(1, 2)), SEQUENCE, 8),
     "multi-head attention with weights": (
         lambda: Case(nn.Linear(8, 8), lambda s, x: s.m(x, x, x)[0], nn.Linear(8, 5),
                      m=nn.MultiheadAttention(8, 2, batch_first=True)), SEQUENCE, 26,
@@ -161,3 +166,16 @@ def test_removed_equals_gated(name: str) -> None:
             stripped = remove(network.model, network.analysis, keep)
             torch.testing.assert_close(stripped(x), expected)
             torch.testing.assert_close(stripped(x[:1]), network.model(x[:1]))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_stays(dtype: torch.dtype) -> None:
+    """Gates are in single precision, whatever the weights are in."""
+    torch.manual_seed(0)
+    x = torch.randn(4, 6, 8, dtype=dtype)
+    network = insert_into(linear(lambda s, y: F.layer_norm(y.relu(), (8,))).to(dtype), x, **PRUNING_ONLY)
+    random_gates(network.gates, 0, nearly_all=False)
+    stripped = remove(network.model.eval(), network.analysis, kept_channels(network.analysis, network.gates))
+    with torch.no_grad():
+        assert network.model(x).dtype == stripped(x).dtype == dtype
+        torch.testing.assert_close(stripped(x), network.model(x))

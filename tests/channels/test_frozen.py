@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from djpq_nncf.capture import capture
+from djpq_nncf.capture import DynamicDims, capture
 from djpq_nncf.channels import ChannelAnalysis, analyse_channels
 from tests.channels.cases import Apply
 from tests.helpers import images
@@ -202,6 +202,45 @@ def test_single_channel_stays() -> None:
     analysis = analyse(nn.Sequential(nn.Conv2d(3, 1, 1), nn.Conv2d(1, 4, 1), nn.Conv2d(4, 2, 1)))
     assert list(analysis.groups) == ["1"]
     assert reasons(analysis)["0"] == "'0' has a single channel"
+
+
+class OneApart(nn.Module):
+    """The last channel of the first layer goes where no other of it does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.other = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 6, 1)
+        self.second, self.third = nn.Conv2d(3, 5, 1), nn.Conv2d(7, 2, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        left, right = torch.cat([self.first(x), self.other(x)], 1).split([3, 7], 1)
+        return self.second(left), self.third(right)
+
+
+def test_channel_without_others_stays() -> None:
+    analysis = analyse(OneApart())
+    assert {name: group.size for name, group in analysis.groups.items()} == {"first": 3, "other": 6}
+    assert reasons(analysis)["first"] == "no other channel is in the same places"
+
+
+class MergedWithPositions(nn.Module):
+    """Channels, and positions of which there may be more, in one softmax."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.second(x.flatten(1).softmax(1).view(x.shape))
+
+
+def test_channels_merged_with_a_free_size_stay() -> None:
+    image = torch.randn(2, 3, 4, 4)
+    assert analyse_channels(capture(MergedWithPositions(), (image,))).groups
+    analysis = analyse_channels(capture(MergedWithPositions(), (image,), dynamic={0: DynamicDims((2, 3))}))
+    assert not analysis.groups
+    assert "along a dimension whose size is free" in reasons(analysis)["first"]
 
 
 class ReadAsItIs(nn.Module):

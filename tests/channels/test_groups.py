@@ -69,8 +69,7 @@ EXPECTED: dict[str, dict[str, tuple[int, Members]]] = {
         "join": (5, layer("join") | reads("fc")),
     },
     "concat_split": {
-        "left": (3, layer("left") | reads("first")),
-        "left#2": (1, layer("left") | reads("second")),
+        "left": (3, layer("left") | reads("first")),  # its last channel is the only one that goes into second
         "right": (6, layer("right") | reads("second")),
         "first": (4, layer("first") | layer("second") | reads("fc")),
     },

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Linear layers, lookups in tables, and products of any two tensors."""
 
+from collections.abc import Sequence
+
 import torch
 from torch.fx import Node
 
+from djpq_nncf.capture import einsum_terms
 from djpq_nncf.channels._context import RuleContext, is_tensor, shape_of, where
 from djpq_nncf.channels._labels import Labels
 from djpq_nncf.channels._registry import register_channel_rule
@@ -66,13 +69,11 @@ def add_matmul(node: Node, context: RuleContext) -> None:
 @register_channel_rule(aten.einsum.default)
 def einsum(node: Node, context: RuleContext) -> None:
     """Dimensions with one letter meet; letters that the output lacks are summed over."""
-    equation, operands = str(node.args[0]).replace(" ", ""), node.all_input_nodes
-    inputs, _, output = equation.partition("->")
-    subscripts = inputs.split(",")
-    repeated = any(len(set(letters)) < len(letters) for letters in subscripts)
-    if "." in equation or not output or repeated or not len(operands) == len(subscripts) == 2:
-        context.freeze_inputs(node, where(node, "is written in a form without a rule"))
+    subscripts, output = einsum_terms(node)
+    if any(len(set(letters)) < len(letters) for letters in subscripts):
+        context.freeze_inputs(node, where(node, "takes a diagonal"))
         return
+    operands: Sequence[Node] = node.args[1]  # type: ignore[assignment]
     (first, second), (left, right) = operands, subscripts
     labels: dict[str, Labels | None] = {}
     summed = None
