@@ -48,6 +48,7 @@ class Gate(OptionalState):
         # Mirrors the buffer, so that forward neither waits for a device nor breaks a compiled graph.
         self._frozen = False
         self._all_open = True
+        self._version = 0
 
     @property
     def is_frozen(self) -> bool:
@@ -57,6 +58,11 @@ class Gate(OptionalState):
     def all_open(self) -> bool:
         """Whether no channel was closed, known without asking the device."""
         return self._all_open
+
+    @property
+    def version(self) -> int:
+        """Another number whenever ``open`` may have changed."""
+        return self._version
 
     def forward(self) -> Tensor:
         if self.training and not self._frozen:
@@ -105,7 +111,7 @@ class Gate(OptionalState):
         if not still_open.any():
             raise ValueError(f"at least one of {self.size} channels has to stay open")
         self.open.copy_(still_open)
-        self._all_open = bool(still_open.all())
+        self._follow_open()
 
     @torch.no_grad()
     def project_(self) -> None:
@@ -126,8 +132,12 @@ class Gate(OptionalState):
     def _after_load(self, prefix: str) -> None:
         if not self.open.any():
             raise CheckpointError(f"{prefix}open has no open channel: the checkpoint is damaged")
-        self._all_open = bool(self.open.all())
+        self._follow_open()
         self._follow_frozen()
+
+    def _follow_open(self) -> None:
+        self._all_open = bool(self.open.all())
+        self._version += 1
 
     def _follow_frozen(self) -> None:
         self._frozen = bool(self.frozen)

@@ -52,11 +52,13 @@ class OpenChannels(nn.Module):
         self._gates = tuple(gates)  # in a tuple: not registered again
         self._inputs = {position: dict(dims) for position, dims in inputs.items()}
         self._output = dict(output)
+        self._current: tuple[Any, ...] = ()
+        self._open: dict[Tensor, Tensor] = {}
 
     def forward(self, *inputs: Any) -> Tensor:
         if all(gate.all_open for gate in self._gates):
             return self.operator(*self._filled(self.arguments, inputs), **self._filled(self.keywords, inputs))
-        is_open = torch.cat([*(gate.open for gate in self._gates), self._gates[0].open.new_ones(1)])
+        self._follow_gates()
         chosen = list(inputs)
         for position, dims in self._inputs.items():
             for dim, index in dims.items():
@@ -67,13 +69,22 @@ class OpenChannels(nn.Module):
                         "that closed ones cannot be told. Run it with the example's sizes, or exclude the layer from "
                         "pruning."
                     )
-                chosen[position] = chosen[position].index_select(dim, _open_indices(is_open, index))
+                chosen[position] = chosen[position].index_select(dim, self._open[index])
         arguments = fit_to_input(self.operator, self._filled(self.arguments, chosen))
         result = self.operator(*arguments, **self._filled(self.keywords, chosen))
         for dim, index in self._output.items():
             shape = [len(index) if d == dim else size for d, size in enumerate(result.shape)]
-            result = result.new_ones(shape).index_copy(dim, _open_indices(is_open, index), result)
+            result = result.new_ones(shape).index_copy(dim, self._open[index], result)
         return result
+
+    def _follow_gates(self) -> None:
+        """Look up which indices are open where channels were closed: that waits for the device."""
+        current = (self._gates[0].open.device, *(gate.version for gate in self._gates))
+        if current != self._current:
+            is_open = torch.cat([*(gate.open for gate in self._gates), self._gates[0].open.new_ones(1)])
+            indices = [index for dims in (*self._inputs.values(), self._output) for index in dims.values()]
+            self._open = {index: is_open[index.to(is_open.device)].all(dim=1).nonzero().flatten() for index in indices}
+            self._current = current
 
     def _filled(self, arguments: Any, inputs: Sequence[Any]) -> Any:
         return tree_map_only(Slot, lambda slot: inputs[slot.position], arguments)
@@ -89,7 +100,3 @@ def fit_to_input(operator: Callable[..., Tensor], arguments: Sequence[Any]) -> S
         source, shape, *others = arguments
         return source, list(source.shape[-len(shape) :]), *others
     return arguments
-
-
-def _open_indices(is_open: Tensor, index: Tensor) -> Tensor:
-    return is_open[index.to(is_open.device)].all(dim=1).nonzero().flatten()
