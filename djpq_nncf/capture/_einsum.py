@@ -21,8 +21,11 @@ def write_out_einsums(gm: fx.GraphModule) -> None:
     """
     found = [node for node in gm.graph.nodes if node.target is aten.einsum.default]
     for node in found:
-        operands: Sequence[fx.Node] = node.args[1]  # type: ignore[assignment]
+        operands: Sequence[fx.Node] = node.args[1]
         terms, output = _spelled_out(str(node.args[0]), [operand.meta["val"].dim() for operand in operands])
+        if len(operands) == 2:
+            node.update_arg(0, f"{','.join(terms)}->{output}")
+            continue
         with gm.graph.inserting_before(node):
             result = _product(gm.graph, operands, terms, output)
         result.meta = {**node.meta, **result.meta}

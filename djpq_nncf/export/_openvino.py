@@ -68,6 +68,7 @@ def _convert(program: NamedProgram) -> ov.Model:
         ConversionExtension(f"{NAMESPACE}.quantize_activation.default", _convert_activation),
         ConversionExtension(f"{NAMESPACE}.name_weight.default", _convert_name),
         ConversionExtension(f"{NAMESPACE}.multiply.default", _convert_product),
+        ConversionExtension("aten.index_select.default", _convert_selection),
     ]
     try:
         with warnings.catch_warnings():
@@ -130,6 +131,17 @@ def _convert_product(context: Any) -> list[Any]:
     node = ops.matmul(context.get_input(0), context.get_input(1), False, False)
     node.set_friendly_name(f"{_PRODUCT}{context.get_values_from_const_input(2)}")
     return list(node.outputs())
+
+
+def _convert_selection(context: Any) -> list[Any]:
+    """A gather along an axis counted from the end.
+
+    Counted from the front, OpenVINO moves a gather that permutes the channels of a convolution into its weights, and
+    permutes these by the same order instead of its inverse (``ReverseInputChannelsFusion``).
+    """
+    x, dim, index = context.get_input(0), context.get_values_from_const_input(1), context.get_input(2)
+    rank = x.get_partial_shape().rank.get_length()
+    return list(ops.gather(x, index, ops.constant(np.int64(dim % rank - rank))).outputs())
 
 
 def _fake_quantize(x: Any, step: ArrayLike, codes: tuple[int, int]) -> ov.Node:

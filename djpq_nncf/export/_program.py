@@ -71,6 +71,7 @@ def named_program(
             f"torch.export does not take the stripped model with a dynamic batch and the other dynamic sizes it was "
             f"captured with: {_first_line(error)}. Check that no operation of the model fixes the size."
         ) from error
+    _write_sizes(program.graph)
     shapes = tuple(
         tuple(None if dim in dims else size for dim, size in enumerate(x.shape))
         for x, dims in zip(examples, dynamic, strict=True)
@@ -125,6 +126,23 @@ def _key_text(key: object) -> str:
 def _flat_outputs(model: fx.GraphModule) -> list[object]:
     (output,) = next(node for node in model.graph.nodes if node.op == "output").args
     return pytree.tree_leaves(output, is_leaf=lambda leaf: leaf is None)
+
+
+def _write_sizes(graph: fx.Graph) -> None:
+    """Write the sizes of views as numbers wherever they are known.
+
+    Models compute them from sizes of their inputs, or leave them to be inferred. A runtime then does not know how many
+    heads there are, and OpenVINO has been seen to infer the wrong number.
+    """
+    aten = torch.ops.aten
+    for node in graph.nodes:
+        if node.target in (aten.view.default, aten.reshape.default):
+            source, sizes = node.args
+            free = [dim for dim, size in enumerate(node.meta["val"].shape) if isinstance(size, torch.SymInt)]
+            written = [-1 if len(free) == 1 else sizes[dim] for dim in range(len(sizes))]
+            written = [size if dim in free else int(node.meta["val"].shape[dim]) for dim, size in enumerate(written)]
+            node.args = (source, written)
+    graph.eliminate_dead_code()
 
 
 def _make_flat(model: fx.GraphModule) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from djpq_nncf.capture import capture
 from djpq_nncf.export import export_model, verify_export
@@ -140,3 +140,24 @@ def test_torchvision(architecture: str, suffix: str, tmp_path: Path) -> None:
 
     assert found.max_relative_difference < 1e-6
     assert found.int8_mac_share == 1
+
+
+class Permuted(nn.Module):
+    """Channels in another order, one that is not its own inverse."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(5, 4, 3)
+        self.register_buffer("order", torch.tensor([3, 0, 4, 2, 1]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(torch.index_select(x, 1, self.order))
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_permuted_channels(suffix: str, tmp_path: Path) -> None:
+    """OpenVINO's fusion of a permutation with the weights behind it would apply its inverse."""
+    image = torch.randn(2, 5, 8, 8)
+    network = capture(Permuted().eval(), (image,))
+    export_model(network, tmp_path / f"net.{suffix}")
+    assert verify_export(tmp_path / f"net.{suffix}", network, image).max_relative_difference < 1e-6
