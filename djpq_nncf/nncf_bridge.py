@@ -7,6 +7,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
@@ -61,6 +62,7 @@ def find_quantization_points(
     _inline_sizes(model)
     try:
         graph = GraphConverter.create_nncf_graph(model)
+        _fill_in_shapes(graph, model)
         setup = algorithm.find_quantization_setup(model, graph)
     except Exception as error:  # NNCF lets errors of every kind escape on graphs it does not expect
         node = _node_in_question(model, error)
@@ -89,6 +91,15 @@ def find_quantization_points(
             )
         )
     return tuple(points)
+
+
+def _fill_in_shapes(graph: Any, model: GraphModule) -> None:
+    """Shapes of the outputs of an operator with several: NNCF knows them of some operators, and needs them of all."""
+    values = {node.name: node.meta.get("val") for node in model.graph.nodes}
+    for _, reader, attributes in graph._nx_graph.edges(data=True):
+        if attributes[graph.ACTIVATION_SHAPE_EDGE_ATTR] is None:
+            value = values[graph.get_node_by_key(reader).node_name]
+            attributes[graph.ACTIVATION_SHAPE_EDGE_ATTR] = tuple(getattr(value, "shape", ()))
 
 
 def _node_in_question(model: GraphModule, error: Exception) -> Node | None:

@@ -65,8 +65,12 @@ def _convert(program: NamedProgram) -> ir.Model:
                 verbose=False,
             )
     except Exception as error:  # the exporter's errors share no base class
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # the outer ones name passes of the exporter
+            cause = cause.__cause__
         raise ExportError(
-            f"torch.onnx.export cannot convert the model: {error}. Replace the operation it names, or export to .xml."
+            f"torch.onnx.export cannot convert the model: {type(cause).__name__}: {cause}. Replace the operation it "
+            "names, or export to .xml."
         ) from error
     assert exported is not None
     converted: ir.Model = exported.model

@@ -50,6 +50,7 @@ def named_program(
     flat = fold_batchnorm(model).cpu()
     if "djpq_inputs" in flat.meta:  # formats know attention, but not what it does for a query that may see nothing
         flat = decompose_attention(flat)
+    _concatenate_slices(flat)
     if repeat:
         repeat_quantizers(flat)
     layer_names = mark(flat)
@@ -128,6 +129,32 @@ def _flat_outputs(model: fx.GraphModule) -> list[object]:
     return pytree.tree_leaves(output, is_leaf=lambda leaf: leaf is None)
 
 
+def _concatenate_slices(model: fx.GraphModule) -> None:
+    """Replace a stretch of a tensor by concatenating what is before, the new values and what is behind.
+
+    OpenVINO's conversion to INT8 takes the values put into a product of activations for codes of that product.
+    """
+    aten = torch.ops.aten
+    graph = model.graph
+    for node in [node for node in graph.nodes if node.target is aten.slice_scatter.default]:
+        base, new = node.args[:2]
+        assert isinstance(base, fx.Node)
+        given = list(node.args[2:])
+        dim, start, end, step = given + [0, None, None, 1][len(given) :]
+        size = base.meta["val"].shape[dim]
+        if step != 1:
+            continue
+        with graph.inserting_before(node):
+            before = [] if start in (None, 0) else [graph.call_function(aten.slice.Tensor, (base, dim, 0, start))]
+            reaches_end = end is None or (isinstance(end, int) and end >= size)
+            behind = [] if reaches_end else [graph.call_function(aten.slice.Tensor, (base, dim, end))]
+            parts = [*before, new, *behind]
+            joined = graph.call_function(aten.cat.default, (parts, dim))
+        joined.meta["val"] = node.meta["val"]
+        node.replace_all_uses_with(joined)
+        graph.erase_node(node)
+
+
 def _write_sizes(graph: fx.Graph) -> None:
     """Write the sizes of views as numbers wherever they are known.
 
@@ -189,7 +216,7 @@ def _example_inputs(model: fx.GraphModule) -> tuple[Tensor, ...]:
 
 def _dynamic_shapes(model: fx.GraphModule, examples: tuple[Tensor, ...]) -> tuple[dict[int, Any], ...]:
     """For torch.export: the batch, and what the model was captured with as dynamic."""
-    batch: Any = torch.export.Dim("batch")
+    batch: Any = torch.export.Dim.DYNAMIC
     specified = model.meta.get("djpq_inputs")
     if specified is None:
         return tuple({0: batch} if x.dim() > 0 and x.shape[0] == examples[0].shape[0] else {} for x in examples)

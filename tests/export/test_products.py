@@ -15,6 +15,7 @@ from torch.fx import GraphModule
 
 from djpq_nncf.algorithms.djpq import DJPQController
 from djpq_nncf.algorithms.djpq._statistics import DJPQStatistics
+from djpq_nncf.capture import capture
 from djpq_nncf.cost import recount
 from djpq_nncf.export import export_model, verify_export
 from djpq_nncf.export._runtime import open_runtime
@@ -162,3 +163,49 @@ def test_layers_on_constants_are_not_counted(suffix: str, tmp_path: Path) -> Non
     cost = recount(tmp_path / f"net.{suffix}")
     assert [layer.name for layer in cost.layers] == ["layer"]
     assert cost.bops == controller.statistics().djpq.bops
+
+
+class Biased(nn.Module):
+    """Relative positions are added to all scores but those of the first token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+        self.positions = nn.Parameter(torch.randn(LENGTH - 1, LENGTH - 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.query(x) @ self.key(x).transpose(1, 2)
+        scores[:, 1:, 1:] += self.positions
+        return scores.softmax(-1) @ self.value(x)
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_something_is_added_to_a_part_of_a_product(suffix: str, tmp_path: Path) -> None:
+    """OpenVINO would take what is put into the product for codes."""
+    x = torch.randn(4, LENGTH, WIDTH)
+    stripped = compress(Biased(), x, bits=range(8, 9)).strip()
+    export_model(stripped, tmp_path / f"net.{suffix}")
+    assert verify_export(tmp_path / f"net.{suffix}", stripped, x).max_relative_difference < 0.02
+
+
+class Inferred(nn.Module):
+    """How many heads there are is left to the view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = self.inner(x).view(x.shape[0], x.shape[1], -1, 4).transpose(1, 2)
+        return self.outer((heads @ heads.transpose(2, 3) @ heads).transpose(1, 2).reshape(x.shape[0], LENGTH, -1))
+
+
+def test_openvino_knows_all_sizes_but_the_batch(tmp_path: Path) -> None:
+    export_model(capture(Inferred(), (torch.randn(2, LENGTH, WIDTH),)), tmp_path / "net.xml")
+    shapes = [
+        node.output(0).get_partial_shape()
+        for node in ov.Core().read_model(tmp_path / "net.xml").get_ops()
+        if node.get_type_name() == "MatMul"
+    ]
+    assert len(shapes) == 4
+    assert all(size.is_static for shape in shapes for size in list(shape)[1:])

@@ -176,3 +176,22 @@ def test_nothing_is_printed() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False)
     assert (done.returncode, done.stderr, done.stdout) == (0, "", "")
+
+
+class SeveralOutputs(nn.Module):
+    """Operators with several outputs whose shapes NNCF does not know by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3), nn.Linear(10, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        ordered, _ = torch.sort(self.first(x), dim=-1)
+        one, other = ordered.unflatten(1, (-1, 2)).unbind(2)
+        return self.third(self.second(torch.cat([one, other], 1)).amax(2))
+
+
+def test_operators_with_several_outputs() -> None:
+    network = insert_into(SeveralOutputs(), torch.randn(2, 3, 14, 14), **QUANTIZATION_ONLY)
+    assert set(network.weight_quantizers) == {"first.weight", "second.weight", "third.weight"}
+    assert len(network.activation_quantizers) >= 3

@@ -28,7 +28,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     size = metafunc.config.getoption("zoo")
     chosen = {
         "removed": list(ZOO) if size else representatives(),
-        "exported": {None: EXPORTED_BY_DEFAULT, "small": list(ZOO), "full": ()}[size],
+        "exported": list(ZOO) if size else EXPORTED_BY_DEFAULT,
         "refused": list(NOT_CAPTURED) if size == "full" else (),
     }
     for name, names in chosen.items():

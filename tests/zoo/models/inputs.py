@@ -38,7 +38,7 @@ def padding_mask(length: int) -> Tensor:
 def torchvision_model(name: str, *inputs: Tensor, **options: Any) -> Example:
     """A model by torchvision's name, with random weights."""
     options = {"weights": None, **options}
-    if name.startswith(("deeplab", "lraspp", "fcn", "ssd", "retinanet")):
+    if name.startswith(("deeplab", "lraspp", "fc", "ssd", "retinanet", "fasterrcnn", "keypointrcnn", "maskrcnn")):
         options["weights_backbone"] = None
     return Example(torchvision.models.get_model(name, **options), inputs)
 
