@@ -32,10 +32,17 @@ class CompressionScheduler(ABC):
 
 
 class CompressionController(ABC):
-    """The handle on a model under compression."""
+    """The handle on a model under compression.
+
+    Attributes:
+        model: the model to train.
+        scheduler: the position in the training.
+        groups: what can be removed, by name: each group prints where its channels live, and closes some of them.
+    """
 
     model: GraphModule
     scheduler: CompressionScheduler
+    groups: Mapping[str, Any]
 
     @abstractmethod
     def loss(self) -> Tensor:

@@ -26,7 +26,8 @@ without them is compared with the gated one; the smaller network is exported, as
 are compared with PyTorch. Weights are random, of torchvision the architectures are those published; of Hugging Face
 the classes are, with random configurations where size is a matter of scale only (see `tests/zoo/models/`).
 
-Run on {machine}. Times are CPU seconds of one thread.
+Run on {machine}. Times are CPU seconds of one thread, of the
+analysis the least of three.
 
 ## Pruning
 
@@ -37,8 +38,9 @@ Run on {machine}. Times are CPU seconds of one thread.
   element; at most {tolerance:.0e}, in float32 or, where marked, in float64.
 - **stays**: output channels that no group holds, by reason.
 
-Lowest share of MACs of a network without products of activations (CNNs): {cnn}. Of a network with such products
-(transformers among them): {transformer}. Largest share of the time of the capture that an analysis took: {ratio:.0%}.
+Lowest share of MACs of a network without products of activations (CNNs): {cnn}. Of a network with such
+products (transformers among them): {transformer}. Largest share of the time of the capture that an analysis took:
+{ratio:.0%}.
 """
 
 _SCALING = """
