@@ -58,7 +58,7 @@ def named_program(
     examples = _example_inputs(flat)
     inputs = tuple(input_names) if input_names is not None else input_names_of(model)
     outputs = tuple(output_names) if output_names is not None else output_names_of(model)
-    _make_flat(flat)
+    _make_flat(flat, separate=repeat)
     _check_names("input", inputs, len(examples))
     _check_names("output", outputs, len(_flat_outputs(flat)))
 
@@ -172,13 +172,18 @@ def _write_sizes(graph: fx.Graph) -> None:
     graph.eliminate_dead_code()
 
 
-def _make_flat(model: fx.GraphModule) -> None:
+def _make_flat(model: fx.GraphModule, *, separate: bool) -> None:
+    """One flat tuple of outputs.
+
+    ``separate``: an output that is read inside the network as well is a value of its own. ONNX Runtime moves
+    QuantizeLinear backward through a transposition, and would then return the quantized value.
+    """
     node = next(node for node in model.graph.nodes if node.op == "output")
     values: list[fx.Node] = []
     for value in _flat_outputs(model):
         if not isinstance(value, fx.Node):
             continue
-        if value.op == "placeholder" or value in values:
+        if value.op == "placeholder" or value in values or (separate and len(value.users) > 1):
             # a file names each tensor once; a clone the converters would take for the tensor itself
             with model.graph.inserting_before(node):
                 value = model.graph.call_function(torch.ops.aten.unsqueeze.default, (value, 0))

@@ -8,6 +8,7 @@ import onnx
 import openvino as ov
 import pytest
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import Tensor, nn
@@ -209,3 +210,26 @@ def test_openvino_knows_all_sizes_but_the_batch(tmp_path: Path) -> None:
     ]
     assert len(shapes) == 4
     assert all(size.is_static for shape in shapes for size in list(shape)[1:])
+
+
+class Embedded(nn.Module):
+    """Returns what it compares, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        one, other = (F.normalize(layer(x), dim=-1) for layer in (self.one, self.other))
+        return one @ other.transpose(1, 2), other
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_an_output_that_is_read_inside_is_not_quantized(suffix: str, tmp_path: Path) -> None:
+    """ONNX Runtime moves the quantizer of the product backward through the transposition."""
+    x = torch.randn(4, LENGTH, WIDTH)
+    stripped = compress(Embedded(), x, bits=range(4, 5)).strip()
+    export_model(stripped, tmp_path / f"net.{suffix}")
+    expected = stripped(x)[1].detach().numpy()
+    actual = open_runtime(tmp_path / f"net.{suffix}").run([x.numpy()])[1]
+    assert (np.abs(actual - expected) < 1e-5).mean() > 0.9
