@@ -7,6 +7,7 @@ Quantization for Hardware Efficiency" (2020). Symbols: ``d`` step size, ``q_m`` 
 """
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -18,6 +19,9 @@ MAX_EXPONENT = 2.0
 
 # The share of (q_m - q_s) below which the slope of the mapping towards x stops growing, see learned_quantize.
 SLOPE_FLOOR = 0.01
+
+# Elements at a time on a CPU: what a step needs of them stays in the cache between its operators.
+_PIECE = 1 << 17
 
 # Stands for log(0) where it is multiplied by an exact zero: finite, and below the log of any float64.
 _LOG_ZERO = -1000.0
@@ -49,13 +53,21 @@ def learned_quantize(
     return result
 
 
-def map_values(x: Tensor, q_m: Tensor, t: Tensor | None, q_s: Tensor | float, signed: bool) -> Tensor:
+def map_values(
+    x: Tensor,
+    q_m: Tensor | float,
+    t: Tensor | float | None,
+    q_s: Tensor | float,
+    signed: bool,
+    out: Tensor | None = None,
+) -> Tensor:
     """The non-linear mapping of eq. (1), without a gradient of its own."""
     if signed and t is None and _is_zero(q_s):
-        return torch.maximum(torch.minimum(x, q_m), -q_m)
-    magnitude = (x.abs() if signed else x.clamp_min(0)).clamp_max_(q_m)
+        return torch.clamp(x, -q_m, q_m, out=out)
+    magnitude = torch.abs(x, out=out) if signed else torch.clamp(x, min=0, out=out)
+    magnitude = magnitude.clamp_(max=q_m)
     if not _is_zero(q_s):
-        magnitude = magnitude.sub_(q_s).clamp_min_(0)
+        magnitude = magnitude.sub_(q_s).clamp_(min=0)
     if t is not None:
         # exp(t * log 0) is exactly 0, and cheaper than pow.
         magnitude = magnitude.log_().mul_(t).exp_()
@@ -92,16 +104,22 @@ def step_for_bits(
     return mapped_range(q_m, t, q_s) / levels
 
 
-def nearest_power_of_two(bits: Tensor, lowest: int = 2, highest: int = 32) -> Tensor:
-    """``2^round(log2(bits))`` out of {2, 4, 8, 16, 32} and within [lowest, highest]: Algorithm 2.
+def nearest_power_of_two(bits: Tensor, lowest: Tensor | int = 2, highest: Tensor | int = 32) -> Tensor:
+    """``2^round(log2(bits))`` out of {2, 4, 8, 16, 32} and within [lowest, highest], elementwise: Algorithm 2.
 
     The algorithm as printed rounds the logarithm down; the text around it says "nearest", as is done here.
+
+    Raises:
+        ValueError: the limits, given as numbers, leave none.
     """
-    least = max(1, math.ceil(math.log2(lowest)))
-    most = min(5, math.floor(math.log2(highest)))
-    if least > most:
-        raise ValueError(f"no bit-width of 2, 4, 8, 16, 32 lies within [{lowest}, {highest}]")
-    return torch.exp2(torch.log2(bits).round().clamp(least, most))
+    if isinstance(lowest, int) and isinstance(highest, int):
+        least, most = max(1, math.ceil(math.log2(lowest))), min(5, math.floor(math.log2(highest)))
+        if least > most:
+            raise ValueError(f"no bit-width of 2, 4, 8, 16, 32 lies within [{lowest}, {highest}]")
+        return torch.exp2(torch.log2(bits).round().clamp(least, most))
+    limits = (torch.as_tensor(limit, device=bits.device) for limit in (lowest, highest))
+    low, high = (limit.log2() for limit in limits)
+    return torch.exp2(torch.log2(bits).round().clamp(low.ceil().clamp_min(1), high.floor().clamp_max(5)))
 
 
 def _is_zero(q_s: Tensor | float) -> bool:
@@ -112,22 +130,6 @@ def _width(q_m: Tensor, q_s: Tensor | float) -> Tensor:
     return (q_m - q_s).clamp_min(torch.finfo(q_m.dtype).tiny)
 
 
-def _outside(x: Tensor, q_m: Tensor, q_s: Tensor | float, signed: bool) -> tuple[Tensor, Tensor]:
-    """Where x lies, -1 below ``q_s``, 0 inside, 1 beyond ``q_m``; and its sign where it is beyond, else 0."""
-    magnitude = x.abs() if signed else x
-    outside = (magnitude - magnitude.clamp_max(q_m).clamp_min_(q_s)).sign_()
-    direction = outside.clamp_min(0)
-    return outside, direction.copysign_(x) if signed else direction
-
-
-def _working_dtype(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
-
-
-def _cast(value: Any, dtype: torch.dtype) -> Any:
-    return value.to(dtype) if isinstance(value, Tensor) else value
-
-
 def _inner(a: Tensor, b: Tensor) -> Tensor:
     """Sum of the elementwise product."""
     if a.is_contiguous() and b.is_contiguous():
@@ -135,70 +137,130 @@ def _inner(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum()
 
 
+def _in_pieces(x: Tensor) -> bool:
+    """Whether to work piece by piece: a piece stays in the cache of a CPU, a compiler makes one loop of all."""
+    dense = x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
+    return x.device.type == "cpu" and dense and x.dim() > 0 and not torch.compiler.is_compiling()
+
+
+def _pieces(x: Tensor, *others: Tensor | None) -> Iterator[tuple[Any, ...]]:
+    """Stretches of tensors of the same shape, in the order in which ``x`` lies in memory."""
+    if not _in_pieces(x):
+        yield x, *others
+        return
+    layout = torch.contiguous_format if x.is_contiguous() else torch.channels_last
+    flat = [
+        None if tensor is None else tensor.contiguous(memory_format=layout).as_strided((tensor.numel(),), (1,))
+        for tensor in (x, *others)
+    ]
+    for start in range(0, x.numel(), _PIECE):
+        yield tuple(None if tensor is None else tensor[start : start + _PIECE] for tensor in flat)
+
+
+class _Scalars:
+    """Step, range, exponent and threshold in the type to compute in: numbers where the tensors lie on a CPU."""
+
+    def __init__(self, x: Tensor, d: Tensor, q_m: Tensor, t: Tensor | None, q_s: Tensor | float) -> None:
+        self.dtype = torch.promote_types(x.dtype, torch.float32)
+        d, q_m, t, q_s = (v.to(self.dtype) if isinstance(v, Tensor) else v for v in (d, q_m, t, q_s))
+        convert = Tensor.item if _in_pieces(x) else lambda value: value
+        width = q_m if _is_zero(q_s) else _width(q_m, q_s)
+        # Only for t < 1 is there anything to bound; for t > 1 the slope goes to zero by itself.
+        floor = None if t is None else torch.where(t < 1, width.log() + math.log(SLOPE_FLOOR), _LOG_ZERO)
+        self.step, self.largest, self.exponent, self.smallest, self.floor = (
+            convert(value) if isinstance(value, Tensor) else value for value in (d, q_m, t, q_s, floor)
+        )
+        self.slope_at_range = None if t is None else t * width ** (t - 1)
+
+    @property
+    def only_clamps(self) -> bool:
+        return self.exponent is None and _is_zero(self.smallest)
+
+    def mapping(self, signed: bool) -> tuple[Any, ...]:
+        return self.largest, self.exponent, self.smallest, signed
+
+    def rounded(self, mapped: Tensor) -> Tensor:
+        """In place."""
+        return mapped.div_(self.step).round_().mul_(self.step)
+
+
 class _LearnedQuantize(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, d: Tensor, q_m: Tensor, t: Tensor | None, q_s: Tensor | float, signed: bool
     ) -> Tensor:
-        dtype = _working_dtype(x)
-        step, largest, exponent, smallest = (_cast(value, dtype) for value in (d, q_m, t, q_s))
-        mapped = map_values(x.to(dtype), largest, exponent, smallest, signed)
-        if exponent is None:
-            # Only clamped: cheaper to compute again than to keep.
-            kept = None
-            result = mapped.div_(step).round_().mul_(step)
-        else:
-            kept = mapped
-            result = (mapped / step).round_().mul_(step)
+        scalars = _Scalars(x, d, q_m, t, q_s)
+        result = torch.empty_like(x)
+        for source, target in _pieces(x, result):
+            if x.dtype == scalars.dtype:
+                scalars.rounded(map_values(source, *scalars.mapping(signed), out=target))
+            else:
+                target.copy_(scalars.rounded(map_values(source.to(scalars.dtype), *scalars.mapping(signed))))
         # The operator it feeds keeps the result anyway. In half precision it has lost the rounding error.
-        exact = result if x.dtype == dtype else None
-        ctx.save_for_backward(x, d, q_m, t, q_s if isinstance(q_s, Tensor) else None, kept, exact)
+        exact = result if x.dtype == scalars.dtype else None
+        ctx.save_for_backward(x, d, q_m, t, q_s if isinstance(q_s, Tensor) else None, exact)
         ctx.q_s = None if isinstance(q_s, Tensor) else q_s
         ctx.signed = signed
-        return result.to(x.dtype)
+        return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, d, q_m, t, q_s, mapped, result = ctx.saved_tensors
-        if q_s is None:
-            q_s = ctx.q_s
-        needs_x, needs_d, needs_q_m, needs_t = ctx.needs_input_grad[:4]
-        dtype = _working_dtype(x)
-        values, grad = x.to(dtype), grads[0].to(dtype)
-        step, largest, exponent, smallest = (_cast(value, dtype) for value in (d, q_m, t, q_s))
-        if mapped is None:
-            mapped = map_values(values, largest, exponent, smallest, ctx.signed)
-        grad_x = grad_d = grad_q_m = grad_t = None
+        x, d, q_m, t, q_s, result = ctx.saved_tensors
+        scalars = _Scalars(x, d, q_m, t, ctx.q_s if q_s is None else q_s)
+        gradients = _gradients_of_clamping if scalars.only_clamps else _gradients_of_mapping
+        grad_x = torch.empty_like(x)
+        sums = []
+        for source, grad, exact, target in _pieces(x, grads[0], result, grad_x):
+            values = source.to(scalars.dtype)
+            if exact is None:
+                exact = scalars.rounded(map_values(values, *scalars.mapping(ctx.signed)))
+            slopes, *products = gradients(values, grad.to(scalars.dtype), exact, scalars, ctx.signed)
+            target.copy_(slopes)
+            sums.append(torch.stack(products))
+        grad_d, grad_q_m, *grad_t = torch.stack(sums).sum(dim=0).unbind()
+        if scalars.slope_at_range is not None:
+            grad_q_m = grad_q_m * scalars.slope_at_range
+        return (
+            grad_x,
+            (grad_d / scalars.step).to(d.dtype),
+            grad_q_m.to(q_m.dtype),
+            grad_t[0].to(t.dtype) if grad_t else None,
+            None,
+            None,
+        )
 
-        if needs_d:  # (5)
-            if result is None:
-                result = (mapped / step).round_().mul_(step)
-            grad_d = (_inner(grad, result - mapped) / step).to(d.dtype)
-        if needs_q_m or needs_x:
-            # Floats instead of masks: on CPUs, operations on bool tensors take two to four times longer.
-            if exponent is None and _is_zero(smallest):
-                outside = direction = (values - mapped).sign_()
-                if not ctx.signed:
-                    direction = outside.clamp_min(0)
-            else:
-                outside, direction = _outside(values, largest, smallest, ctx.signed)
-        if needs_q_m:  # (6)
-            grad_q_m = _inner(grad, direction)
-            if exponent is not None:
-                grad_q_m = grad_q_m * exponent * _width(largest, smallest) ** (exponent - 1)
-            grad_q_m = grad_q_m.to(q_m.dtype)
-        if exponent is not None and (needs_t or needs_x):
-            log_magnitude = mapped.abs().log_().div_(exponent).clamp_min_(_LOG_ZERO)
-        if needs_t:  # (7)
-            grad_t = _inner(grad, mapped * log_magnitude).to(t.dtype)
-        if needs_x:
-            grad_x = torch.addcmul(grad, grad, outside.abs_(), value=-1)
-            if exponent is not None:
-                floor = _width(largest, smallest).log() + math.log(SLOPE_FLOOR)
-                # Only for t < 1 is there anything to bound; for t > 1 the slope goes to zero by itself.
-                floor = torch.where(exponent < 1, floor, torch.full_like(floor, _LOG_ZERO))
-                slope = log_magnitude.clamp_min_(floor).mul_(exponent - 1).exp_().mul_(exponent)
-                grad_x = grad_x.mul_(slope)
-            grad_x = grad_x.to(x.dtype)
-        return grad_x, grad_d, grad_q_m, grad_t, None, None
+
+def _gradients_of_clamping(
+    x: Tensor, grad: Tensor, result: Tensor, scalars: _Scalars, signed: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Towards x, and the sums towards d (5), times d, and q_m (6): with t = 1 and q_s = 0.
+
+    Floats instead of masks: on CPUs, operations on bool tensors take two to four times longer.
+    """
+    mapped = map_values(x, *scalars.mapping(signed))
+    of_step = _inner(grad, result - mapped)
+    outside = torch.sub(x, mapped, out=mapped).sign_()
+    of_range = _inner(grad, outside if signed else outside.clamp_min(0))
+    return torch.addcmul(grad, grad, outside.abs_(), value=-1), of_step, of_range
+
+
+def _gradients_of_mapping(
+    x: Tensor, grad: Tensor, result: Tensor, scalars: _Scalars, signed: bool
+) -> tuple[Tensor, ...]:
+    """Towards x, and the sums towards d (5), times d, q_m (6), but for a factor, and t (7)."""
+    magnitude = x.abs() if signed else x.clamp_min(0)
+    inside = magnitude.clamp(scalars.smallest, scalars.largest)
+    outside = magnitude.sub_(inside).sign_()
+    towards = grad * x.sign() if signed else grad
+    of_range = _inner(towards, outside.clamp_min(0))
+    passed = torch.addcmul(grad, grad, outside.abs_(), value=-1)
+    mapped = inside.sub_(scalars.smallest)
+    if scalars.exponent is None:
+        return passed, _inner(towards, result.abs().sub_(mapped)), of_range
+    log_magnitude = mapped.log_().clamp_(min=_LOG_ZERO)
+    mapped = (log_magnitude * scalars.exponent).exp_()
+    of_step = _inner(towards, result.abs().sub_(mapped))
+    of_exponent = _inner(towards, mapped.mul_(log_magnitude))
+    slope = log_magnitude.clamp_(min=scalars.floor).mul_(scalars.exponent - 1).exp_().mul_(scalars.exponent)
+    return passed.mul_(slope), of_step, of_range, of_exponent

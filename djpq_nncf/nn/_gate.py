@@ -6,20 +6,19 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from djpq_nncf.errors import CheckpointError
 from djpq_nncf.nn._optional_state import OptionalState
 
 # Bounds the gradient of log(mu^2) at mu = 0.
-_EPSILON = 1e-10
+EPSILON = 1e-10
 
 
 class Gate(OptionalState):
     """Gaussian gate ``z = mu + eps * sigma`` over ``size`` channels, eq. (10).
 
     ``forward()`` takes no input and returns ``z`` of shape [size]: noisy in training, ``mu`` in eval mode and
-    once frozen, zero for closed channels. The noise is a buffer, refilled by `sample_` once per step, so that
+    once frozen, zero for closed channels. The noise is a buffer, refilled by `Gates.sample_` once per step, so that
     nothing random is left in the graph: it compiles, and all ranks and a resumed run draw the same.
 
     Args:
@@ -69,26 +68,9 @@ class Gate(OptionalState):
             return (self.mu + self.noise * torch.exp(self.log_variance / 2)) * self.open
         return self.mu * self.open
 
-    @torch.no_grad()
-    def sample_(self, generator: torch.Generator) -> None:
-        """Draw ``eps`` of eq. (10) anew, from a CPU generator. Call it once per step, before the forward."""
-        self.noise.copy_(torch.randn(self.size, generator=generator))
-
     def log_alpha(self) -> Tensor:
         """``log(mu^2 / sigma^2)``, [size]."""
-        return torch.log(self.mu.square() + _EPSILON) - self.log_variance
-
-    def penalty(self) -> Tensor:
-        """``log(1 + mu^2 / sigma^2)`` of eq. (13), [size]; zero for closed channels."""
-        return functional.softplus(self.log_alpha()) * self.open
-
-    def keep_probability(self, threshold: float, temperature: float) -> Tensor:
-        """Soft decision to keep each channel, [size]: ``sigmoid((log alpha - log threshold) / temperature)``.
-
-        Deviates from eq. (19), which sums this as if it counted the pruned channels (it counts those kept),
-        and is linear in alpha: that has no gradient for most channels, the logarithm has.
-        """
-        return torch.sigmoid((self.log_alpha() - math.log(threshold)) / temperature) * self.open
+        return log_alpha(self.mu, self.log_variance)
 
     @torch.no_grad()
     def below(self, threshold: float) -> Tensor:
@@ -112,17 +94,6 @@ class Gate(OptionalState):
             raise ValueError(f"at least one of {self.size} channels has to stay open")
         self.open.copy_(still_open)
         self._follow_open()
-
-    @torch.no_grad()
-    def project_(self) -> None:
-        """Keep the largest ``|mu|`` from falling below 1; ``sigma`` is scaled along, so that alpha stays.
-
-        The weights that read a group have a scale of their own, so that of its gate means nothing. Left free, the
-        penalty drives all means to zero together, and the product with the weights leaves the range of its quantizer.
-        """
-        scale = (self.mu.abs() * self.open).max().clamp(min=_EPSILON, max=1.0)
-        self.mu.div_(scale)
-        self.log_variance.sub_(2 * scale.log())
 
     def freeze(self) -> None:
         """End the noise and the learning: what remains is a mask, and means to be folded into the weights."""
@@ -148,3 +119,8 @@ class Gate(OptionalState):
 
     def extra_repr(self) -> str:
         return f"size={self.size}, frozen={self._frozen}"
+
+
+def log_alpha(mu: Tensor, log_variance: Tensor) -> Tensor:
+    """``log(mu^2 / sigma^2)``, elementwise."""
+    return torch.log(mu.square() + EPSILON) - log_variance

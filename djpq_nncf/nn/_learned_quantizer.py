@@ -2,7 +2,7 @@
 """What the weight and the activation quantizer share: a grid whose step and range are learned."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -34,6 +34,8 @@ class LearnedQuantizer(OptionalState):
     """
 
     fixed_bits: Tensor
+    log_exponent: nn.Parameter | None
+    small_value: Tensor | None
 
     def __init__(self, *, signed: bool, min_bits: int, max_bits: int, power_of_two: bool) -> None:
         super().__init__()
@@ -46,6 +48,8 @@ class LearnedQuantizer(OptionalState):
         self.observer: Callable[[Tensor], object] | None = None
         self.log_step = nn.Parameter(torch.zeros(()))
         self.log_range = nn.Parameter(torch.zeros(()))
+        self.register_parameter("log_exponent", None)
+        self.register_buffer("small_value", None)
         self.register_buffer("fixed_bits", torch.zeros((), dtype=torch.int64))
         # Mirrors the buffer, so that forward neither waits for a device nor breaks a compiled graph.
         self._bits = 0
@@ -91,18 +95,8 @@ class LearnedQuantizer(OptionalState):
         return _straight_through(restricted, learned)
 
     def continuous_bits(self) -> Tensor:
-        """Bit-width in effect, differentiable; eq. (3) or (4) without the ceiling.
-
-        With ``power_of_two`` the value is the restricted bit-width, the gradient that of the continuous one.
-        """
-        if self._bits:
-            return torch.full_like(self.log_range.detach(), self._bits)
-        grid = (self.range(), self.exponent(), self.threshold(), self.signed)
-        bits = functional.continuous_bits(exp_scalar(self.log_step), *grid)
-        if not self.power_of_two:
-            return bits
-        restricted = functional.nearest_power_of_two(bits.detach(), lowest=self.min_bits, highest=self.max_bits)
-        return _straight_through(restricted, bits)
+        """Bit-width in effect, differentiable: ``Quantizers.continuous_bits`` of this one."""
+        return Quantizers([self]).continuous_bits()[0]
 
     def forward(self, x: Tensor) -> Tensor:
         if self.observer is not None:
@@ -136,18 +130,9 @@ class LearnedQuantizer(OptionalState):
         self.log_step.copy_(functional.step_for_bits(bits_tensor, *grid).log())
         self.project_()
 
-    @torch.no_grad()
     def project_(self) -> None:
-        """Move range, exponent and step into their limits.
-
-        The step moves last, such that min_bits <= bits <= max_bits for the range and the exponent there are.
-        """
-        self._project_mapping()
-        if not self._bits:
-            grid = (self.range(), self.exponent(), self.threshold(), self.signed)
-            finest = functional.step_for_bits(self.max_bits, *grid).log()
-            coarsest = functional.step_for_bits(self.min_bits, *grid).log()
-            self.log_step.copy_(torch.minimum(torch.maximum(self.log_step, finest), coarsest))
+        """Move range, exponent and step into their limits: ``Quantizers.project_`` of this one."""
+        Quantizers([self]).project_()
 
     def fix_bits(self, bits: int) -> None:
         """Use ``bits`` bits from now on. The step follows from range and exponent, which stay trainable."""
@@ -180,9 +165,6 @@ class LearnedQuantizer(OptionalState):
     def _reset_mapping(self, q_m: float) -> None:
         """Start the mapping (1) anew for the range ``q_m``."""
 
-    def _project_mapping(self) -> None:
-        self.log_range.clamp_(math.log(MIN_RANGE), math.log(MAX_RANGE))
-
     def _after_load(self, prefix: str) -> None:
         bits = int(self.fixed_bits)
         if bits and not 2 <= bits <= 32:
@@ -198,6 +180,82 @@ class LearnedQuantizer(OptionalState):
     def extra_repr(self) -> str:
         bits = f"bits={self._bits}" if self._bits else f"bits={self.min_bits}..{self.max_bits}"
         return f"{bits}, signed={self.signed}, power_of_two={self.power_of_two}"
+
+
+class Quantizers:
+    """What every step asks of all quantizers, in a few operators instead of a few for each.
+
+    Args:
+        quantizers: in the order of the results.
+    """
+
+    def __init__(self, quantizers: Iterable[LearnedQuantizer]) -> None:
+        self._quantizers = tuple(quantizers)
+        self._signed = torch.tensor([float(q.signed) for q in self._quantizers])
+        self._min_bits = torch.tensor([float(q.min_bits) for q in self._quantizers])
+        self._max_bits = torch.tensor([float(q.max_bits) for q in self._quantizers])
+        self._power_of_two = torch.tensor([q.power_of_two for q in self._quantizers])
+
+    def continuous_bits(self) -> Tensor:
+        """[quantizers] bit-widths in effect, differentiable; eq. (3) or (4) without the ceiling.
+
+        With ``power_of_two`` the value is the restricted bit-width, the gradient that of the continuous one.
+        """
+        if not self._quantizers:
+            return torch.zeros(0)
+        log_step = self._joined("log_step")
+        signed, power_of_two = self._signed.to(log_step.device), self._power_of_two.to(log_step.device)
+        bits = functional.continuous_bits(log_step.exp(), *self._mapping(), signed=False) + signed
+        if self._power_of_two.any():
+            limits = self._min_bits.to(bits.device), self._max_bits.to(bits.device)
+            restricted = functional.nearest_power_of_two(bits.detach(), *limits)
+            bits = torch.where(power_of_two, _straight_through(restricted, bits), bits)
+        fixed = torch.tensor([float(q.bits or 0) for q in self._quantizers], device=bits.device)
+        return torch.where(fixed > 0, fixed, bits)
+
+    @torch.no_grad()
+    def project_(self) -> None:
+        """Move ranges, exponents and steps into their limits.
+
+        The step moves last, such that min_bits <= bits <= max_bits for the range and the exponent there are.
+        """
+        if not self._quantizers:
+            return
+        # twice q_s keeps the mapped range well away from zero
+        least = (2 * self._joined("small_value")).clamp_min(MIN_RANGE).log()
+        self._write("log_range", torch.maximum(self._joined("log_range"), least).clamp_max(math.log(MAX_RANGE)))
+        limits = math.log(functional.MIN_EXPONENT), math.log(functional.MAX_EXPONENT)
+        self._write("log_exponent", self._joined("log_exponent").clamp(*limits))
+        log_mapped = functional.mapped_range(*self._mapping()).log()
+        signed = self._signed.to(log_mapped.device)
+        finest, coarsest = (
+            log_mapped - (torch.exp2(bits.to(log_mapped.device) - signed) - 1).log()
+            for bits in (self._max_bits, self._min_bits)
+        )
+        log_step = torch.minimum(torch.maximum(self._joined("log_step"), finest), coarsest)
+        self._write("log_step", log_step, where=[q.bits is None for q in self._quantizers])
+
+    def _mapping(self) -> tuple[Tensor, Tensor, Tensor]:
+        """``q_m``, ``t`` and ``q_s``."""
+        return self._joined("log_range").exp(), self._joined("log_exponent").exp(), self._joined("small_value")
+
+    def _joined(self, name: str) -> Tensor:
+        """In float32 at least: a step rounded to half precision would not fit its range."""
+        values = [getattr(quantizer, name) for quantizer in self._quantizers]
+        absent = torch.zeros_like(self._quantizers[0].log_range, requires_grad=False)
+        joined = torch.stack([absent if value is None else value for value in values])
+        return joined.to(torch.promote_types(joined.dtype, torch.float32))
+
+    def _write(self, name: str, values: Tensor, where: Sequence[bool] | None = None) -> None:
+        """Set the tensors of a name, of those that have it and of those chosen."""
+        chosen = where or [True] * len(self._quantizers)
+        pairs = [
+            (tensor, value)
+            for quantizer, value, wanted in zip(self._quantizers, values.unbind(), chosen, strict=True)
+            if wanted and (tensor := getattr(quantizer, name)) is not None
+        ]
+        if pairs:
+            torch._foreach_copy_([tensor for tensor, _ in pairs], [value for _, value in pairs])
 
 
 def exp_scalar(log_value: Tensor) -> Tensor:

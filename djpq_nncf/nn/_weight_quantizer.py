@@ -1,14 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The quantizer inserted behind a weight."""
 
-import math
-
 import torch
 from torch import Tensor, nn
 
 from djpq_nncf.nn._frozen import FrozenWeightQuantizer
-from djpq_nncf.nn._functional import MAX_EXPONENT, MIN_EXPONENT
-from djpq_nncf.nn._learned_quantizer import MAX_RANGE, MIN_RANGE, LearnedQuantizer, exp_scalar
+from djpq_nncf.nn._learned_quantizer import LearnedQuantizer, exp_scalar
 
 SMALL_VALUE_SHARE = 1e-3
 
@@ -58,10 +55,3 @@ class WeightQuantizer(LearnedQuantizer):
         self.small_value.fill_(SMALL_VALUE_SHARE * q_m)
         if self.log_exponent is not None:
             self.log_exponent.zero_()
-
-    def _project_mapping(self) -> None:
-        # Twice q_s keeps the mapped range well away from zero.
-        least = (2 * self.small_value).clamp_min(MIN_RANGE).log()
-        self.log_range.copy_(torch.maximum(self.log_range, least).clamp_max(math.log(MAX_RANGE)))
-        if self.log_exponent is not None:
-            self.log_exponent.clamp_(math.log(MIN_EXPONENT), math.log(MAX_EXPONENT))

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from djpq_nncf.nn import Gate
+from djpq_nncf.nn import Gate, Gates
 
 
 def _gate() -> Gate:
@@ -20,7 +20,7 @@ def _gate() -> Gate:
 
 def test_training_adds_noise_equation_10() -> None:
     gate = _gate().train()
-    gate.sample_(torch.Generator().manual_seed(3))
+    Gates([gate]).sample_(torch.Generator().manual_seed(3))
     noise = torch.randn(4, generator=torch.Generator().manual_seed(3))
     sigma = gate.log_variance.detach().exp().sqrt()
     torch.testing.assert_close(gate().detach(), gate.mu.detach() + noise * sigma)
@@ -32,9 +32,9 @@ def test_training_adds_noise_equation_10() -> None:
 def test_noise_is_standard_normal_and_drawn_anew() -> None:
     gate = Gate(20000)
     generator = torch.Generator().manual_seed(0)
-    gate.sample_(generator)
+    Gates([gate]).sample_(generator)
     first = gate.noise.clone()
-    gate.sample_(generator)
+    Gates([gate]).sample_(generator)
     assert not torch.equal(first, gate.noise)
     assert abs(gate.noise.mean().item()) < 0.03
     assert abs(gate.noise.std().item() - 1) < 0.03
@@ -43,7 +43,7 @@ def test_noise_is_standard_normal_and_drawn_anew() -> None:
 
 def test_eval_and_frozen_have_no_noise() -> None:
     gate = _gate()
-    gate.sample_(torch.Generator().manual_seed(3))
+    Gates([gate]).sample_(torch.Generator().manual_seed(3))
     assert torch.equal(gate.eval()(), gate.mu)
     gate.train().freeze()
     assert torch.equal(gate(), gate.mu)
@@ -53,7 +53,7 @@ def test_eval_and_frozen_have_no_noise() -> None:
 
 def test_closed_channels_are_exactly_zero() -> None:
     gate = _gate()
-    gate.sample_(torch.Generator().manual_seed(3))
+    Gates([gate]).sample_(torch.Generator().manual_seed(3))
     gate.close([1, 3])
     for mode in (gate.train(), gate.eval()):
         z = mode()
@@ -62,15 +62,15 @@ def test_closed_channels_are_exactly_zero() -> None:
     gate.train()().sum().backward()
     assert gate.mu.grad is not None
     assert gate.mu.grad.tolist() == [1, 0, 1, 0]
-    assert gate.penalty()[1] == 0
-    assert gate.keep_probability(1e-3, 1.0)[1] == 0
+    assert Gates([gate]).penalty()[1] == 0
+    assert Gates([gate]).keep_probability(1e-3, 1.0)[1] == 0
 
 
 def test_penalty_equation_13() -> None:
     gate = _gate()
     mu, variance = gate.mu.detach().double(), gate.log_variance.detach().double().exp()
     expected = torch.log(1 + mu**2 / variance)
-    torch.testing.assert_close(gate.penalty().detach().double(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(Gates([gate]).penalty().detach().double(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_penalty_is_stable() -> None:
@@ -78,7 +78,7 @@ def test_penalty_is_stable() -> None:
     with torch.no_grad():
         gate.mu.copy_(torch.tensor([0.0, 1e-20, 1e10, 1.0, 1.0]))
         gate.log_variance.copy_(torch.tensor([0.0, -60.0, -60.0, -200.0, 200.0]))
-    for value in (gate.penalty(), gate.keep_probability(1e-3, 0.5)):
+    for value in (Gates([gate]).penalty(), Gates([gate]).keep_probability(1e-3, 0.5)):
         gradients = torch.autograd.grad(value.sum(), [gate.mu, gate.log_variance])
         for tensor in (value, *gradients):
             assert torch.isfinite(tensor).all()
@@ -97,15 +97,15 @@ def test_keep_probability_is_equation_19_counting_the_kept() -> None:
     gate = _gate()
     log_alpha = 2 * torch.log(gate.mu.detach().abs()) - gate.log_variance.detach()
     expected = torch.sigmoid((log_alpha - math.log(0.05)) / 0.7)
-    torch.testing.assert_close(gate.keep_probability(0.05, 0.7).detach(), expected)
+    torch.testing.assert_close(Gates([gate]).keep_probability(0.05, 0.7).detach(), expected)
     # A low temperature turns it into the hard decision of eq. (18).
-    hard = gate.keep_probability(0.05, 1e-3)
+    hard = Gates([gate]).keep_probability(0.05, 1e-3)
     assert hard.tolist() == pytest.approx((~gate.below(0.05)).float().tolist())
 
 
 def test_soft_decision_has_a_gradient_far_from_the_threshold() -> None:
     gate = Gate(1, log_variance=-9.0)  # alpha is 8103
-    gate.keep_probability(1e-3, 1.0).sum().backward()
+    Gates([gate]).keep_probability(1e-3, 1.0).sum().backward()
     assert gate.log_variance.grad is not None
     assert gate.log_variance.grad.item() < -1e-8
 
@@ -149,27 +149,27 @@ def test_state_survives_copies_and_checkpoints() -> None:
 
 def test_compiles_to_one_graph() -> None:
     gate = _gate().train()
-    gate.sample_(torch.Generator().manual_seed(3))
+    Gates([gate]).sample_(torch.Generator().manual_seed(3))
     compiled = torch.compile(gate, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(), gate())
-    gate.sample_(torch.Generator().manual_seed(4))
+    Gates([gate]).sample_(torch.Generator().manual_seed(4))
     torch.testing.assert_close(compiled(), gate())
 
 
 def test_a_common_factor_of_the_means_is_undone() -> None:
     gate = Gate(3, log_variance=-2.0)
     gate.mu.data = torch.tensor([0.25, -0.5, 0.1])
-    before, penalty = gate.log_alpha().detach().clone(), gate.penalty().detach().clone()
-    gate.project_()
+    before, penalty = gate.log_alpha().detach().clone(), Gates([gate]).penalty().detach().clone()
+    Gates([gate]).project_()
     torch.testing.assert_close(gate.mu.detach(), torch.tensor([0.5, -1.0, 0.2]))
     torch.testing.assert_close(gate.log_alpha().detach(), before, atol=1e-5, rtol=0)
-    torch.testing.assert_close(gate.penalty().detach(), penalty, atol=1e-5, rtol=0)
+    torch.testing.assert_close(Gates([gate]).penalty().detach(), penalty, atol=1e-5, rtol=0)
 
 
 def test_a_mean_above_one_is_left_alone() -> None:
     gate = Gate(2)
     gate.mu.data = torch.tensor([1.5, 0.1])
-    gate.project_()
+    Gates([gate]).project_()
     torch.testing.assert_close(gate.mu.detach(), torch.tensor([1.5, 0.1]))
 
 
@@ -177,5 +177,5 @@ def test_channels_closed_by_hand_do_not_hold_the_scale() -> None:
     gate = Gate(3)
     gate.close([0])
     gate.mu.data = torch.tensor([1.0, 0.25, -0.5])
-    gate.project_()
+    Gates([gate]).project_()
     torch.testing.assert_close(gate.mu.detach()[1:], torch.tensor([0.5, -1.0]))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from djpq_nncf.cost import FLOAT_BITS, MacOperator
-from djpq_nncf.nn import ActivationQuantizer, LearnedQuantizer, WeightQuantizer
+from djpq_nncf.nn import ActivationQuantizer, LearnedQuantizer, Quantizers, WeightQuantizer
 
 
 class BitWidths:
@@ -44,6 +44,7 @@ class BitWidths:
             **{f"weight of {layers[name]}": quantizer for name, quantizer in weight_quantizers.items()},
             **{f"activation {name}": quantizer for name, quantizer in activation_quantizers.items()},
         }
+        self._together = Quantizers(self.quantizers.values())
         position = {id(quantizer): index for index, quantizer in enumerate(self.quantizers.values())}
         absent = len(self.quantizers)
         second = {
@@ -60,7 +61,10 @@ class BitWidths:
 
     def soft(self) -> tuple[Tensor, Tensor]:
         """[layers] weight bits and [layers] input bits, differentiable; 32 where nothing is quantized."""
-        bits = [quantizer.continuous_bits() for quantizer in self.quantizers.values()]
-        device = bits[0].device if bits else None
-        table = torch.stack([*bits, torch.tensor(float(FLOAT_BITS), device=device)])
+        learned = self._together.continuous_bits()
+        table = torch.cat([learned, learned.new_full((1,), FLOAT_BITS)])
         return table[self.weight_index], table[self.input_index].amax(dim=1)
+
+    def project_(self) -> None:
+        """Move every quantizer into its limits."""
+        self._together.project_()

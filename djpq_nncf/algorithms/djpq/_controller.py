@@ -7,7 +7,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
@@ -24,6 +23,7 @@ from djpq_nncf.algorithms.djpq._settings import DJPQSettings
 from djpq_nncf.algorithms.djpq._statistics import NNCFStatistics
 from djpq_nncf.errors import CheckpointError, DataError
 from djpq_nncf.export import export_model
+from djpq_nncf.nn import Gates
 from djpq_nncf.passes import kept_channels, remove
 
 STATE_VERSION = 1
@@ -55,7 +55,7 @@ class DJPQController(CompressionController):
         self._seed = seed
         self._data = data
         self._frozen = False
-        self._kept: np.ndarray | None = None
+        self._gates = Gates(network.gates.values())
         self._bits = network.bit_widths()
         self._objective = Objective(network.cost, network.gates, self._bits, settings.pruning)
         target = settings.target.bops_ratio
@@ -182,7 +182,7 @@ class DJPQController(CompressionController):
             CheckpointError: the state belongs to another network, algorithm or version.
         """
         self._check_state(state)
-        self._frozen, self._kept = bool(state["frozen"]), None
+        self._frozen = bool(state["frozen"])
         self._seed = int(state["seed"])
         self.scheduler.load_state(state["scheduler"])
         if self._strength is not None and state["strength"] is not None:
@@ -226,15 +226,12 @@ class DJPQController(CompressionController):
         return next((p.device for p in self.model.parameters()), torch.device("cpu"))
 
     def _before_step(self) -> None:
-        for quantizer in self._bits.quantizers.values():
-            quantizer.project_()
+        self._bits.project_()
         if self._frozen:
-            if self._kept is None:
-                self._kept = kept_channels(self._network.analysis, self._network.gates)
-            self._network.tighten_weight_ranges(self._kept)
+            if self.scheduler.begins_epoch:
+                self._network.tighten_weight_ranges()
             return
-        for gate in self._network.gates.values():
-            gate.project_()
+        self._gates.project_()
         if self._strength is not None and self._latest_ratio is not None:
             self._strength.update(float(self._latest_ratio), self.scheduler.progress, self.scheduler.joint_steps)
         self._draw_noise()
@@ -242,8 +239,7 @@ class DJPQController(CompressionController):
     def _draw_noise(self) -> None:
         """Noise that depends on the seed and the step alone: the same in every process and after a resumption."""
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self.scheduler.global_step)
-        for gate in self._network.gates.values():
-            gate.sample_(generator)
+        self._gates.sample_(generator)
 
     def _warn_if_off_target(self) -> None:
         target = self._settings.target.bops_ratio

@@ -24,9 +24,9 @@ _TRIED = 64
 
 def choices_of(bits: BitWidths, *, power_of_two: bool) -> BitChoices:
     """What each quantizer may become."""
-    learned, admissible = [], []
+    learned = [float(quantizer.continuous_bits().detach()) for quantizer in bits.quantizers.values()]
+    admissible = []
     for quantizer in bits.quantizers.values():
-        learned.append(float(quantizer.continuous_bits().detach()))
         if quantizer.bits is not None:
             admissible.append([quantizer.bits])
         else:

@@ -72,12 +72,9 @@ class CompressedNetwork:
             gate.mu.fill_(1.0)
 
     @torch.no_grad()
-    def tighten_weight_ranges(self, keep: np.ndarray | None = None) -> None:
-        """No weight range exceeds the largest weight: levels that nothing uses are wasted.
-
-        Args:
-            keep: what ``kept_channels`` returns, where it is known already.
-        """
+    def tighten_weight_ranges(self) -> None:
+        """No weight range exceeds the largest weight: levels that nothing uses are wasted."""
+        keep = kept_channels(self.analysis, self.gates)
         for name, quantizer in self.weight_quantizers.items():
             largest = self.gated_weight(name, keep).abs().max().clamp_min(1e-8).log()
             quantizer.log_range.copy_(torch.minimum(quantizer.log_range, largest))

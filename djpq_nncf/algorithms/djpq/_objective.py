@@ -10,7 +10,7 @@ from torch import Tensor
 from djpq_nncf.algorithms.djpq._bits import BitWidths
 from djpq_nncf.algorithms.djpq._settings import PruningSettings
 from djpq_nncf.cost import CostModel
-from djpq_nncf.nn import Gate
+from djpq_nncf.nn import Gate, Gates
 
 GATE_SHARE = 2.0
 """Weight of the gates' penalty against log BOPs, where a target sets the strength.
@@ -39,16 +39,13 @@ class Objective:
 
     def __init__(self, cost: CostModel, gates: Mapping[str, Gate], bits: BitWidths, settings: PruningSettings) -> None:
         self._cost = cost
-        self._gates = gates
+        self._gates = Gates(gates.values())
         self._bits = bits
         self._settings = settings
 
     def kept_shares(self) -> Tensor:
         """[groups] soft share of channels kept, equation (19)."""
-        if not self._gates:
-            return torch.zeros(0)
-        threshold, temperature = self._settings.threshold, self._settings.temperature
-        return torch.stack([gate.keep_probability(threshold, temperature).mean() for gate in self._gates.values()])
+        return self._gates.mean(self._gates.keep_probability(self._settings.threshold, self._settings.temperature))
 
     def bops(self) -> Tensor:
         """[layers] soft BOPs, equations (14) to (16)."""
@@ -61,7 +58,7 @@ class Objective:
         bops = self.bops().sum()
         loss = beta * bops
         if self._gates and gamma:
-            loss = loss + gamma * torch.stack([gate.penalty().sum() for gate in self._gates.values()]).sum()
+            loss = loss + gamma * self._gates.penalty().sum()
         return Terms(loss, (bops / self._cost.baseline_bops).detach())
 
     def with_budget(self, strength: float) -> Terms:
@@ -75,8 +72,7 @@ class Objective:
         loss = torch.log(ratio)
         if self._gates:
             weights = self._gate_weights(bops.detach())
-            penalties = torch.stack([gate.penalty().mean() for gate in self._gates.values()])
-            loss = loss + GATE_SHARE * (weights * penalties).sum()
+            loss = loss + GATE_SHARE * (weights * self._gates.mean(self._gates.penalty())).sum()
         return Terms(strength * loss, ratio.detach())
 
     def _gate_weights(self, bops: Tensor) -> Tensor:

@@ -92,6 +92,11 @@ class DJPQScheduler(CompressionScheduler):
         return max(1, self._settings.freeze_epoch * per_epoch)
 
     @property
+    def begins_epoch(self) -> bool:
+        """Whether this step is the first of its epoch."""
+        return self._steps_this_epoch == 1
+
+    @property
     def progress(self) -> float:
         """Share of the joint phase that has passed, from 0 to 1."""
         per_epoch = self._steps_per_epoch
