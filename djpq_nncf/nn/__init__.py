@@ -15,8 +15,8 @@ from djpq_nncf.nn._functional import (
     step_for_bits,
 )
 from djpq_nncf.nn._gate import Gate
-from djpq_nncf.nn._gates import Gates
 from djpq_nncf.nn._gated_weight import GatedWeight
+from djpq_nncf.nn._gates import Gates
 from djpq_nncf.nn._learned_quantizer import LearnedQuantizer, Quantizers
 from djpq_nncf.nn._open_channels import OpenChannels, Slot
 from djpq_nncf.nn._optional_state import OptionalState

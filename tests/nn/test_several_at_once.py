@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gates and quantizers taken together are what they are one by one."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from djpq_nncf.nn import (
+    ActivationQuantizer,
+    Gate,
+    Gates,
+    LearnedQuantizer,
+    Quantizers,
+    WeightQuantizer,
+    learned_quantize,
+)
+
+
+def gates() -> list[Gate]:
+    generator = torch.Generator().manual_seed(0)
+    result = [Gate(size) for size in (1, 5, 3)]
+    with torch.no_grad():
+        for gate in result:
+            gate.mu.copy_(torch.randn(gate.size, generator=generator) / 4)
+            gate.log_variance.copy_(torch.randn(gate.size, generator=generator))
+    result[1].close([0, 3])
+    return result
+
+
+def test_gates() -> None:
+    ours = gates()
+    together = Gates(ours)
+    for of_all, one_by_one in (
+        (together.penalty(), [Gates([gate]).penalty() for gate in ours]),
+        (together.keep_probability(0.05, 0.7), [Gates([gate]).keep_probability(0.05, 0.7) for gate in ours]),
+    ):
+        torch.testing.assert_close(of_all, torch.cat(one_by_one))
+        torch.testing.assert_close(together.mean(of_all), torch.stack([values.mean() for values in one_by_one]))
+
+
+def test_gates_are_projected_each_by_its_own_scale() -> None:
+    ours, alone = gates(), gates()
+    Gates(ours).project_()
+    for one, other in zip(ours, alone, strict=True):
+        scale = min(1.0, float((other.mu.detach().abs() * other.open).max()))
+        torch.testing.assert_close(one.mu.detach(), other.mu.detach() / scale)
+        torch.testing.assert_close(one.log_alpha().detach(), other.log_alpha().detach(), atol=1e-5, rtol=0)
+
+
+def test_noise_differs_between_gates_and_follows_the_seed() -> None:
+    ours, same = gates(), gates()
+    for each in (ours, same):
+        Gates(each).sample_(torch.Generator().manual_seed(7))
+    values = torch.cat([gate.noise for gate in ours])
+    assert len(values.unique()) == len(values)
+    assert torch.equal(values, torch.cat([gate.noise for gate in same]))
+
+
+def test_no_gates() -> None:
+    none = Gates([])
+    none.project_()
+    none.sample_(torch.Generator())
+    assert none.mean(none.penalty()).shape == (0,)
+
+
+def quantizers(*, power_of_two: bool) -> list[LearnedQuantizer]:
+    result: list[LearnedQuantizer] = [
+        WeightQuantizer(min_bits=2, max_bits=8, power_of_two=power_of_two),
+        WeightQuantizer(min_bits=4, max_bits=6, learn_exponent=False, power_of_two=power_of_two),
+        ActivationQuantizer(signed=False, min_bits=2, max_bits=16, power_of_two=power_of_two),
+        ActivationQuantizer(signed=True, max_bits=8, power_of_two=power_of_two),
+    ]
+    for quantizer, q_m, bits in zip(result, (0.7, 1.3, 5.0, 2.0), (5.3, 4.4, 7.7, 3.1), strict=True):
+        quantizer.initialize_(q_m, bits)
+    result[3].fix_bits(5)
+    return result
+
+
+@pytest.mark.parametrize("power_of_two", [False, True])
+def test_bits(power_of_two: bool) -> None:
+    ours = quantizers(power_of_two=power_of_two)
+    bits = Quantizers(ours).continuous_bits()
+    torch.testing.assert_close(bits, torch.stack([quantizer.continuous_bits() for quantizer in ours]))
+    assert bits[3] == 5
+    bits.sum().backward()
+    assert all(quantizer.log_step.grad for quantizer in ours[:3])
+    assert not ours[3].log_step.grad
+
+
+@pytest.mark.parametrize("power_of_two", [False, True])
+def test_limits(power_of_two: bool) -> None:
+    ours, alone = quantizers(power_of_two=power_of_two), quantizers(power_of_two=power_of_two)
+    with torch.no_grad():
+        for each in (ours, alone):
+            for quantizer, log_step in zip(each, (-20.0, 5.0, -20.0, -20.0), strict=True):
+                quantizer.log_step.fill_(log_step)
+            each[0].log_range.fill_(-30.0)
+            assert each[0].log_exponent is not None
+            each[0].log_exponent.fill_(3.0)
+    Quantizers(ours).project_()
+    for one, other in zip(ours, alone, strict=True):
+        other.project_()
+        for (name, value), expected in zip(one.named_parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(value, expected, msg=lambda text, name=name: f"{name}: {text}")
+    assert ours[3].log_step == -20  # fixed bits: the step follows from the range
+    widths = [float(q.continuous_bits().detach()) for q in ours]
+    assert widths == pytest.approx([8, 4, 16, 5], abs=1e-3)
+
+
+LAYOUTS = {
+    "contiguous": lambda x: x,
+    "channels last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "part of another": lambda x: torch.cat([x, x], 1)[:, : x.shape[1]],
+    "transposed": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
+}
+
+
+@pytest.mark.parametrize("exponent", [None, 0.8])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_pieces_make_no_difference(layout: str, exponent: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, 8, 5, generator=generator, dtype=torch.float64)
+    upstream = (
+        torch.randn(2, 3, 8, 5, generator=generator, dtype=torch.float64).transpose(0, 1).contiguous().transpose(0, 1)
+    )
+
+    def run(values: Tensor, piece: int) -> list[Tensor]:
+        monkeypatch.setattr("djpq_nncf.nn._functional._PIECE", piece)
+        values = values.detach().requires_grad_()
+        scalars = [torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in (0.07, 0.9)]
+        t = None if exponent is None else torch.tensor(exponent, dtype=torch.float64, requires_grad=True)
+        result = learned_quantize(values, *scalars, t, 0.0 if t is None else torch.tensor(0.01, dtype=torch.float64))
+        wanted = [values, *scalars, *([] if t is None else [t])]
+        return [result, *torch.autograd.grad(result, wanted, upstream)]
+
+    for one, other in zip(run(x, 10**6), run(LAYOUTS[layout](x), 7), strict=True):
+        torch.testing.assert_close(one, other)
