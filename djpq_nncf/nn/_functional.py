@@ -211,12 +211,18 @@ class _LearnedQuantize(torch.autograd.Function):
         gradients = _gradients_of_clamping if scalars.only_clamps else _gradients_of_mapping
         grad_x = torch.empty_like(x)
         sums = []
+        space: list[Tensor] = []
         for source, grad, exact, target in _pieces(x, grads[0], result, grad_x):
-            values = source.to(scalars.dtype)
+            values, upstream = source.to(scalars.dtype), grad.to(scalars.dtype)
             if exact is None:
                 exact = scalars.rounded(map_values(values, *scalars.mapping(ctx.signed)))
-            slopes, *products = gradients(values, grad.to(scalars.dtype), exact, scalars, ctx.signed)
-            target.copy_(slopes)
+            if not space or space[0].shape != values.shape:
+                # The same memory for every piece: allocating anew costs more than most operators.
+                space = [torch.empty_like(values) for _ in range(5)]
+            out = target if target.dtype == scalars.dtype else space[4]
+            products = gradients(values, upstream, exact, scalars, ctx.signed, out, space)
+            if out is not target:
+                target.copy_(out)
             sums.append(torch.stack(products))
         grad_d, grad_q_m, *grad_t = torch.stack(sums).sum(dim=0).unbind()
         if scalars.slope_at_range is not None:
@@ -232,35 +238,41 @@ class _LearnedQuantize(torch.autograd.Function):
 
 
 def _gradients_of_clamping(
-    x: Tensor, grad: Tensor, result: Tensor, scalars: _Scalars, signed: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Towards x, and the sums towards d (5), times d, and q_m (6): with t = 1 and q_s = 0.
+    x: Tensor, grad: Tensor, result: Tensor, scalars: _Scalars, signed: bool, out: Tensor, space: list[Tensor]
+) -> list[Tensor]:
+    """Writes that towards x into ``out``; returns the sums towards d (5), times d, and q_m (6): t = 1 and q_s = 0.
 
     Floats instead of masks: on CPUs, operations on bool tensors take two to four times longer.
     """
-    mapped = map_values(x, *scalars.mapping(signed))
-    of_step = _inner(grad, result - mapped)
+    mapped, other, *_ = space
+    map_values(x, *scalars.mapping(signed), out=mapped)
+    of_step = _inner(grad, torch.sub(result, mapped, out=other))
     outside = torch.sub(x, mapped, out=mapped).sign_()
-    of_range = _inner(grad, outside if signed else outside.clamp_min(0))
-    return torch.addcmul(grad, grad, outside.abs_(), value=-1), of_step, of_range
+    of_range = _inner(grad, outside if signed else torch.clamp(outside, min=0, out=other))
+    torch.addcmul(grad, grad, outside.abs_(), value=-1, out=out)
+    return [of_step, of_range]
 
 
 def _gradients_of_mapping(
-    x: Tensor, grad: Tensor, result: Tensor, scalars: _Scalars, signed: bool
-) -> tuple[Tensor, ...]:
-    """Towards x, and the sums towards d (5), times d, q_m (6), but for a factor, and t (7)."""
-    magnitude = x.abs() if signed else x.clamp_min(0)
-    inside = magnitude.clamp(scalars.smallest, scalars.largest)
+    x: Tensor, grad: Tensor, result: Tensor, scalars: _Scalars, signed: bool, out: Tensor, space: list[Tensor]
+) -> list[Tensor]:
+    """Writes that towards x into ``out``; returns the sums towards d (5), times d, q_m (6), but for a factor, t (7)."""
+    magnitude, inside, towards, other, _ = space
+    torch.abs(x, out=magnitude) if signed else torch.clamp(x, min=0, out=magnitude)
+    torch.clamp(magnitude, scalars.smallest, scalars.largest, out=inside)
     outside = magnitude.sub_(inside).sign_()
-    towards = grad * x.sign() if signed else grad
-    of_range = _inner(towards, outside.clamp_min(0))
-    passed = torch.addcmul(grad, grad, outside.abs_(), value=-1)
+    towards = torch.sign(x, out=towards).mul_(grad) if signed else grad
+    of_range = _inner(towards, torch.clamp(outside, min=0, out=other))
+    passed = torch.addcmul(grad, grad, outside.abs_(), value=-1, out=magnitude)
     mapped = inside.sub_(scalars.smallest)
     if scalars.exponent is None:
-        return passed, _inner(towards, result.abs().sub_(mapped)), of_range
+        out.copy_(passed)
+        return [_inner(towards, torch.abs(result, out=other).sub_(mapped)), of_range]
     log_magnitude = mapped.log_().clamp_(min=_LOG_ZERO)
-    mapped = (log_magnitude * scalars.exponent).exp_()
-    of_step = _inner(towards, result.abs().sub_(mapped))
+    mapped = torch.mul(log_magnitude, scalars.exponent, out=other).exp_()
+    # |result| - mapped, without a buffer of its own
+    of_step = _inner(towards, torch.abs(result, out=out).sub_(mapped))
     of_exponent = _inner(towards, mapped.mul_(log_magnitude))
     slope = log_magnitude.clamp_(min=scalars.floor).mul_(scalars.exponent - 1).exp_().mul_(scalars.exponent)
-    return passed.mul_(slope), of_step, of_range, of_exponent
+    torch.mul(passed, slope, out=out)
+    return [of_step, of_range, of_exponent]
