@@ -10,12 +10,13 @@ from djpq_nncf.nn._frozen import (
 )
 from djpq_nncf.nn._functional import (
     continuous_bits,
-    learned_quantize,
     nearest_power_of_two,
+    quantize_activation,
+    quantize_weight,
     step_for_bits,
 )
 from djpq_nncf.nn._gate import Gate
-from djpq_nncf.nn._gated_weight import GatedWeight
+from djpq_nncf.nn._gated_weight import GatedWeight, GateScale
 from djpq_nncf.nn._gates import Gates
 from djpq_nncf.nn._learned_quantizer import LearnedQuantizer, Quantizers
 from djpq_nncf.nn._open_channels import OpenChannels, Slot
@@ -27,6 +28,7 @@ __all__ = [
     "FrozenActivationQuantizer",
     "FrozenWeightQuantizer",
     "Gate",
+    "GateScale",
     "GatedWeight",
     "Gates",
     "LearnedQuantizer",
@@ -36,8 +38,9 @@ __all__ = [
     "Slot",
     "WeightQuantizer",
     "continuous_bits",
-    "learned_quantize",
     "nearest_power_of_two",
+    "quantize_activation",
+    "quantize_weight",
     "signed_levels",
     "step_for_bits",
     "unsigned_levels",

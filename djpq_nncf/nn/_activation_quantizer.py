@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The quantizer inserted into an activation."""
 
+import torch
+from torch import Tensor
+
 from djpq_nncf.nn._frozen import FrozenActivationQuantizer
+from djpq_nncf.nn._functional import quantize_activation
 from djpq_nncf.nn._learned_quantizer import LearnedQuantizer
 
 
@@ -18,6 +22,14 @@ class ActivationQuantizer(LearnedQuantizer):
     def __init__(self, *, signed: bool, min_bits: int = 2, max_bits: int = 8, power_of_two: bool = False) -> None:
         super().__init__(signed=signed, min_bits=min_bits, max_bits=max_bits, power_of_two=power_of_two)
         self.initialize_(1.0, max_bits)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.observer is not None:
+            self.observer(x)
+            return x
+        high = self.range()
+        low = -high if self.signed else torch.zeros_like(high)
+        return quantize_activation(x, self.step(), low, high, compiled=self.compiled and self.training)
 
     def freeze(self) -> FrozenActivationQuantizer:
         """The fixed grid: the same function of the activation as this module's."""

@@ -7,36 +7,26 @@ Quantization for Hardware Efficiency" (2020). Symbols: ``d`` step size, ``q_m`` 
 """
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from djpq_nncf.nn import _loops as loops
+
 MIN_EXPONENT = 0.3
 MAX_EXPONENT = 2.0
 
-# The share of (q_m - q_s) below which the slope of the mapping towards x stops growing, see learned_quantize.
+# The share of (q_m - q_s) below which the slope of the mapping towards x stops growing, see quantize_weight.
 SLOPE_FLOOR = 0.01
 
-# Elements at a time on a CPU: what a step needs of them stays in the cache between its operators.
-_PIECE = 1 << 17
 
-# Stands for log(0) where it is multiplied by an exact zero: finite, and below the log of any float64.
-_LOG_ZERO = -1000.0
+def quantize_activation(x: Tensor, d: Tensor, low: Tensor, high: Tensor, *, compiled: bool = False) -> Tensor:
+    """Clamp ``x`` of any shape to [low, high] and round it to multiples of ``d``: eq. (2) with t = 1 and q_s = 0.
 
-
-def learned_quantize(
-    x: Tensor, d: Tensor, q_m: Tensor, t: Tensor | None, q_s: Tensor | float = 0.0, signed: bool = True
-) -> Tensor:
-    """Quantize ``x`` of any shape by eq. (2), with the gradients (5)-(7) towards ``d``, ``q_m`` and ``t``.
-
-    The paper leaves the gradient towards ``x`` open. Here rounding passes it straight through, so it is the
-    slope of the mapping (1), ``t * (|x| - q_s)^(t - 1)``, for ``q_s <= |x| <= q_m`` and zero elsewhere. For
-    ``t < 1`` that slope grows without bound towards ``q_s``: ``|x| - q_s`` is taken as at least
-    ``SLOPE_FLOOR * (q_m - q_s)`` there, which keeps it within ``t * 100^(1 - t)`` (at most 7.6, for t >= 0.3)
-    times the mean slope of the mapping, ``(q_m - q_s)^(t - 1)``.
+    The gradient towards ``d`` is (5), that towards a limit is (6): what lies beyond it counts. The paper leaves the
+    gradient towards ``x`` open: rounding passes it straight through, clamping stops it.
 
     Half-precision inputs are computed in float32, and the result has the dtype of ``x``. Gradients towards
     the scalars are summed in float32 (float64 for a float64 ``x``). Not differentiable twice.
@@ -44,34 +34,63 @@ def learned_quantize(
     Args:
         x: values to quantize.
         d: step size, scalar tensor, positive.
-        q_m: largest value mapped, scalar tensor, above ``q_s``.
-        t: exponent, scalar tensor, in [0.3, 2]; None for exactly 1, which skips the work.
-        q_s: values of ``x`` below it become zero; a float 0 skips the work.
-        signed: False maps negative ``x`` to zero, without any gradient.
+        low: smallest value, scalar tensor, at most 0: 0 for an unsigned grid, ``-high`` for a symmetric one.
+        high: largest value, scalar tensor, positive.
+        compiled: let torch.compile make one loop of it, if it can.
     """
-    result: Tensor = _LearnedQuantize.apply(x, d, q_m, t, q_s, signed)
+    result: Tensor = _QuantizeActivation.apply(x, d, low, high, compiled)
     return result
 
 
-def map_values(
-    x: Tensor,
-    q_m: Tensor | float,
-    t: Tensor | float | None,
-    q_s: Tensor | float,
-    signed: bool,
-    out: Tensor | None = None,
+def quantize_weight(
+    weight: Tensor,
+    d: Tensor,
+    q_m: Tensor,
+    t: Tensor | None,
+    q_s: Tensor,
+    gate: Tensor | None = None,
+    *,
+    compiled: bool = False,
 ) -> Tensor:
+    """Quantize ``weight * gate`` by eq. (2), with the gradients (5)-(7) towards ``d``, ``q_m`` and ``t``.
+
+    The paper leaves the gradient towards the weight open. Here rounding passes it straight through, so it is the
+    slope of the mapping (1), ``t * (|x| - q_s)^(t - 1)``, for ``q_s <= |x| <= q_m`` and zero elsewhere. For
+    ``t < 1`` that slope grows without bound towards ``q_s``: ``|x| - q_s`` is taken as at least
+    ``SLOPE_FLOOR * (q_m - q_s)`` there, which keeps it within ``t * 100^(1 - t)`` (at most 7.6, for t >= 0.3)
+    times the mean slope of the mapping, ``(q_m - q_s)^(t - 1)``.
+
+    Data types are treated as in `quantize_activation`. Not differentiable twice.
+
+    Args:
+        weight: values to quantize, of any shape.
+        d: step size, scalar tensor, positive.
+        q_m: largest value mapped, scalar tensor, above ``q_s``.
+        t: exponent, scalar tensor, in [0.3, 2]; None for exactly 1, which skips the work.
+        q_s: scalar tensor, values below it become zero.
+        gate: factors on the weight, broadcast to its shape; None for 1.
+        compiled: let torch.compile make one loop of it, if it can.
+    """
+    if gate is None:
+        result: Tensor = _QuantizeWeight.apply(weight, d, q_m, t, q_s, None, compiled)
+        return result
+    if gate.dim() >= weight.dim() or not weight.is_contiguous():
+        # a factor that changes along the first dimension, or a layout that is not rows
+        return quantize_weight(weight * gate.to(weight.dtype), d, q_m, t, q_s, compiled=compiled)
+    row = gate.expand(weight.shape[1:]).reshape(-1)
+    result = _QuantizeWeight.apply(weight.flatten(1), d, q_m, t, q_s, row, compiled)
+    return result.view_as(weight)
+
+
+def map_values(x: Tensor, q_m: Tensor, t: Tensor | None, q_s: Tensor | float, signed: bool) -> Tensor:
     """The non-linear mapping of eq. (1), without a gradient of its own."""
-    if signed and t is None and _is_zero(q_s):
-        return torch.clamp(x, -q_m, q_m, out=out)
-    magnitude = torch.abs(x, out=out) if signed else torch.clamp(x, min=0, out=out)
-    magnitude = magnitude.clamp_(max=q_m)
-    if not _is_zero(q_s):
-        magnitude = magnitude.sub_(q_s).clamp_(min=0)
+    if not signed:
+        x = x.clamp(min=0)
+    magnitude = (x.abs().clamp(max=q_m) - q_s).clamp(min=0)
     if t is not None:
         # exp(t * log 0) is exactly 0, and cheaper than pow.
-        magnitude = magnitude.log_().mul_(t).exp_()
-    return magnitude.copysign_(x) if signed else magnitude
+        magnitude = (magnitude.log() * t).exp()
+    return magnitude.copysign(x)
 
 
 def mapped_range(q_m: Tensor, t: Tensor | None, q_s: Tensor | float = 0.0) -> Tensor:
@@ -130,149 +149,93 @@ def _width(q_m: Tensor, q_s: Tensor | float) -> Tensor:
     return (q_m - q_s).clamp_min(torch.finfo(q_m.dtype).tiny)
 
 
-def _inner(a: Tensor, b: Tensor) -> Tensor:
-    """Sum of the elementwise product."""
-    if a.is_contiguous() and b.is_contiguous():
-        return torch.dot(a.view(-1), b.view(-1))
-    return (a * b).sum()
+def _in_dtype_of(x: Tensor, *scalars: Tensor | None) -> list[Tensor]:
+    """In the type to compute in; None stays None."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return [value if value is None else value.detach().to(dtype) for value in scalars]  # type: ignore[misc]
 
 
-def _in_pieces(x: Tensor) -> bool:
-    """Whether to work piece by piece: a piece stays in the cache of a CPU, a compiler makes one loop of all."""
-    dense = x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
-    return x.device.type == "cpu" and dense and x.dim() > 0 and not torch.compiler.is_compiling()
+def _in_memory_order(x: Tensor, like: Tensor) -> Tensor:
+    """``x`` without dimensions, in the order in which ``like`` lies in memory; as it is where that has gaps."""
+    for layout in (torch.contiguous_format, torch.channels_last, torch.channels_last_3d):
+        if like.dim() == _DIMENSIONS.get(layout, like.dim()) and like.is_contiguous(memory_format=layout):
+            return x.detach().contiguous(memory_format=layout).as_strided((x.numel(),), (1,))
+    return x.detach()
 
 
-def _pieces(x: Tensor, *others: Tensor | None) -> Iterator[tuple[Any, ...]]:
-    """Stretches of tensors of the same shape, in the order in which ``x`` lies in memory."""
-    if not _in_pieces(x):
-        yield x, *others
-        return
-    layout = torch.contiguous_format if x.is_contiguous() else torch.channels_last
-    flat = [
-        None if tensor is None else tensor.contiguous(memory_format=layout).as_strided((tensor.numel(),), (1,))
-        for tensor in (x, *others)
-    ]
-    for start in range(0, x.numel(), _PIECE):
-        yield tuple(None if tensor is None else tensor[start : start + _PIECE] for tensor in flat)
+_DIMENSIONS = {torch.channels_last: 4, torch.channels_last_3d: 5}
 
 
-class _Scalars:
-    """Step, range, exponent and threshold in the type to compute in: numbers where the tensors lie on a CPU."""
-
-    def __init__(self, x: Tensor, d: Tensor, q_m: Tensor, t: Tensor | None, q_s: Tensor | float) -> None:
-        self.dtype = torch.promote_types(x.dtype, torch.float32)
-        d, q_m, t, q_s = (v.to(self.dtype) if isinstance(v, Tensor) else v for v in (d, q_m, t, q_s))
-        convert = Tensor.item if _in_pieces(x) else lambda value: value
-        width = q_m if _is_zero(q_s) else _width(q_m, q_s)
-        # Only for t < 1 is there anything to bound; for t > 1 the slope goes to zero by itself.
-        floor = None if t is None else torch.where(t < 1, width.log() + math.log(SLOPE_FLOOR), _LOG_ZERO)
-        self.step, self.largest, self.exponent, self.smallest, self.floor = (
-            convert(value) if isinstance(value, Tensor) else value for value in (d, q_m, t, q_s, floor)
-        )
-        self.slope_at_range = None if t is None else t * width ** (t - 1)
-
-    @property
-    def only_clamps(self) -> bool:
-        return self.exponent is None and _is_zero(self.smallest)
-
-    def mapping(self, signed: bool) -> tuple[Any, ...]:
-        return self.largest, self.exponent, self.smallest, signed
-
-    def rounded(self, mapped: Tensor) -> Tensor:
-        """In place."""
-        return mapped.div_(self.step).round_().mul_(self.step)
+def _shaped(result: Tensor, like: Tensor) -> Tensor:
+    """Undo `_in_memory_order`."""
+    return result if result.shape == like.shape else result.as_strided(like.shape, like.stride())
 
 
-class _LearnedQuantize(torch.autograd.Function):
+class _QuantizeActivation(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, d: Tensor, q_m: Tensor, t: Tensor | None, q_s: Tensor | float, signed: bool
-    ) -> Tensor:
-        scalars = _Scalars(x, d, q_m, t, q_s)
-        result = torch.empty_like(x)
-        for source, target in _pieces(x, result):
-            if x.dtype == scalars.dtype:
-                scalars.rounded(map_values(source, *scalars.mapping(signed), out=target))
-            else:
-                target.copy_(scalars.rounded(map_values(source.to(scalars.dtype), *scalars.mapping(signed))))
-        # The operator it feeds keeps the result anyway. In half precision it has lost the rounding error.
-        exact = result if x.dtype == scalars.dtype else None
-        ctx.save_for_backward(x, d, q_m, t, q_s if isinstance(q_s, Tensor) else None, exact)
-        ctx.q_s = None if isinstance(q_s, Tensor) else q_s
-        ctx.signed = signed
-        return result
+    def forward(ctx: Any, x: Tensor, d: Tensor, low: Tensor, high: Tensor, compiled: bool) -> Tensor:
+        ctx.save_for_backward(x, d, low, high)
+        ctx.compiled = compiled
+        values = _in_memory_order(x, x)
+        result: Tensor = loops.clamp_and_round(values, *_in_dtype_of(x, d, low, high), compiled=compiled)
+        return _shaped(result, x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, d, q_m, t, q_s, result = ctx.saved_tensors
-        scalars = _Scalars(x, d, q_m, t, ctx.q_s if q_s is None else q_s)
-        gradients = _gradients_of_clamping if scalars.only_clamps else _gradients_of_mapping
-        grad_x = torch.empty_like(x)
-        sums = []
-        space: list[Tensor] = []
-        for source, grad, exact, target in _pieces(x, grads[0], result, grad_x):
-            values, upstream = source.to(scalars.dtype), grad.to(scalars.dtype)
-            if exact is None:
-                exact = scalars.rounded(map_values(values, *scalars.mapping(ctx.signed)))
-            if not space or space[0].shape != values.shape:
-                # The same memory for every piece: allocating anew costs more than most operators.
-                space = [torch.empty_like(values) for _ in range(5)]
-            out = target if target.dtype == scalars.dtype else space[4]
-            products = gradients(values, upstream, exact, scalars, ctx.signed, out, space)
-            if out is not target:
-                target.copy_(out)
-            sums.append(torch.stack(products))
-        grad_d, grad_q_m, *grad_t = torch.stack(sums).sum(dim=0).unbind()
-        if scalars.slope_at_range is not None:
-            grad_q_m = grad_q_m * scalars.slope_at_range
+        x, d, low, high = ctx.saved_tensors
+        values, upstream = _in_memory_order(x, x), _in_memory_order(grads[0], x)
+        grad_x, sums = loops.clamp_and_round_backward(
+            values, upstream, *_in_dtype_of(x, d, low, high), compiled=ctx.compiled
+        )
+        of_step, of_low, of_high = sums.unbind()
+        return _shaped(grad_x, x), of_step.to(d.dtype), of_low.to(low.dtype), of_high.to(high.dtype), None
+
+
+class _QuantizeWeight(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        d: Tensor,
+        q_m: Tensor,
+        t: Tensor | None,
+        q_s: Tensor,
+        gate: Tensor | None,
+        compiled: bool,
+    ) -> Tensor:
+        ctx.save_for_backward(x, d, q_m, t, q_s, gate)
+        ctx.compiled = compiled
+        values = x.detach() if gate is not None else _in_memory_order(x, x)
+        result: Tensor = loops.map_and_round(values, *_in_dtype_of(x, d, q_m, t, q_s, gate), compiled=compiled)
+        return _shaped(result, x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, d, q_m, t, q_s, gate = ctx.saved_tensors
+        upstream = grads[0]
+        values = x.detach()
+        if gate is None:
+            values, upstream = _in_memory_order(x, x), _in_memory_order(upstream, x)
+        step, largest, exponent, smallest, factors = _in_dtype_of(x, d, q_m, t, q_s, gate)
+        width = _width(largest, smallest)
+        # Only for t < 1 is there anything to bound; for t > 1 the slope goes to zero by itself.
+        floor = (
+            None if exponent is None else torch.where(exponent < 1, width.log() + math.log(SLOPE_FLOOR), loops.LOG_ZERO)
+        )
+        grad_x, sums, *grad_gate = loops.map_and_round_backward(
+            values, upstream, step, largest, exponent, smallest, floor, factors, compiled=ctx.compiled
+        )
+        of_step, of_range, of_exponent = sums.unbind()
+        if t is not None:
+            of_range = of_range * exponent * width ** (exponent - 1)
         return (
-            grad_x,
-            (grad_d / scalars.step).to(d.dtype),
-            grad_q_m.to(q_m.dtype),
-            grad_t[0].to(t.dtype) if grad_t else None,
+            _shaped(grad_x, x),
+            of_step.to(d.dtype),
+            of_range.to(q_m.dtype),
+            None if t is None else of_exponent.to(t.dtype),
             None,
+            None if gate is None else grad_gate[0].to(gate.dtype),
             None,
         )
-
-
-def _gradients_of_clamping(
-    x: Tensor, grad: Tensor, result: Tensor, scalars: _Scalars, signed: bool, out: Tensor, space: list[Tensor]
-) -> list[Tensor]:
-    """Writes that towards x into ``out``; returns the sums towards d (5), times d, and q_m (6): t = 1 and q_s = 0.
-
-    Floats instead of masks: on CPUs, operations on bool tensors take two to four times longer.
-    """
-    mapped, other, *_ = space
-    map_values(x, *scalars.mapping(signed), out=mapped)
-    of_step = _inner(grad, torch.sub(result, mapped, out=other))
-    outside = torch.sub(x, mapped, out=mapped).sign_()
-    of_range = _inner(grad, outside if signed else torch.clamp(outside, min=0, out=other))
-    torch.addcmul(grad, grad, outside.abs_(), value=-1, out=out)
-    return [of_step, of_range]
-
-
-def _gradients_of_mapping(
-    x: Tensor, grad: Tensor, result: Tensor, scalars: _Scalars, signed: bool, out: Tensor, space: list[Tensor]
-) -> list[Tensor]:
-    """Writes that towards x into ``out``; returns the sums towards d (5), times d, q_m (6), but for a factor, t (7)."""
-    magnitude, inside, towards, other, _ = space
-    torch.abs(x, out=magnitude) if signed else torch.clamp(x, min=0, out=magnitude)
-    torch.clamp(magnitude, scalars.smallest, scalars.largest, out=inside)
-    outside = magnitude.sub_(inside).sign_()
-    towards = torch.sign(x, out=towards).mul_(grad) if signed else grad
-    of_range = _inner(towards, torch.clamp(outside, min=0, out=other))
-    passed = torch.addcmul(grad, grad, outside.abs_(), value=-1, out=magnitude)
-    mapped = inside.sub_(scalars.smallest)
-    if scalars.exponent is None:
-        out.copy_(passed)
-        return [_inner(towards, torch.abs(result, out=other).sub_(mapped)), of_range]
-    log_magnitude = mapped.log_().clamp_(min=_LOG_ZERO)
-    mapped = torch.mul(log_magnitude, scalars.exponent, out=other).exp_()
-    # |result| - mapped, without a buffer of its own
-    of_step = _inner(towards, torch.abs(result, out=out).sub_(mapped))
-    of_exponent = _inner(towards, mapped.mul_(log_magnitude))
-    slope = log_magnitude.clamp_(min=scalars.floor).mul_(scalars.exponent - 1).exp_().mul_(scalars.exponent)
-    torch.mul(passed, slope, out=out)
-    return [of_step, of_range, of_exponent]

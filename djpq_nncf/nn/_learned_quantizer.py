@@ -31,6 +31,8 @@ class LearnedQuantizer(OptionalState):
 
     Attributes:
         observer: while set, values pass through unchanged and are given to it (see `observe`).
+        compiled: whether torch.compile makes one loop of the element-wise work in training. It pays off for tensors of
+            some ten thousand values, and costs seconds once.
     """
 
     fixed_bits: Tensor
@@ -46,6 +48,7 @@ class LearnedQuantizer(OptionalState):
         self.max_bits = max_bits
         self.power_of_two = power_of_two
         self.observer: Callable[[Tensor], object] | None = None
+        self.compiled = False
         self.log_step = nn.Parameter(torch.zeros(()))
         self.log_range = nn.Parameter(torch.zeros(()))
         self.register_parameter("log_exponent", None)
@@ -97,12 +100,6 @@ class LearnedQuantizer(OptionalState):
     def continuous_bits(self) -> Tensor:
         """Bit-width in effect, differentiable: ``Quantizers.continuous_bits`` of this one."""
         return Quantizers([self]).continuous_bits()[0]
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.observer is not None:
-            self.observer(x)
-            return x
-        return functional.learned_quantize(x, self.step(), self.range(), self.exponent(), self.threshold(), self.signed)
 
     @contextmanager
     def observe(self, observer: Callable[[Tensor], object]) -> Iterator[None]:

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from djpq_nncf.nn._frozen import FrozenWeightQuantizer
+from djpq_nncf.nn._functional import quantize_weight
 from djpq_nncf.nn._learned_quantizer import LearnedQuantizer, exp_scalar
 
 SMALL_VALUE_SHARE = 1e-3
@@ -38,6 +39,15 @@ class WeightQuantizer(LearnedQuantizer):
         self.log_exponent = nn.Parameter(torch.zeros(())) if learn_exponent else None
         self.register_buffer("small_value", torch.zeros(()))
         self.initialize_(1.0, max_bits)
+
+    def forward(self, weight: Tensor, gate: Tensor | None = None) -> Tensor:
+        """``gate``: factors that broadcast to the weight, applied first."""
+        if self.observer is not None:
+            weight = weight if gate is None else weight * gate.to(weight.dtype)
+            self.observer(weight)
+            return weight
+        grid = self.step(), self.range(), self.exponent(), self.threshold()
+        return quantize_weight(weight, *grid, gate, compiled=self.compiled and self.training)
 
     def exponent(self) -> Tensor | None:
         if self.log_exponent is None:

@@ -4,6 +4,7 @@
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 import torch
@@ -11,11 +12,13 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
-from djpq_nncf.channels import FIXED, ChannelAnalysis, ChannelGroup, Labels
+from djpq_nncf.channels import FIXED, ChannelAnalysis, ChannelGroup, GatePoint, Labels
 from djpq_nncf.cost import MacOperator
-from djpq_nncf.nn import Gate, GatedWeight, OpenChannels, Slot
+from djpq_nncf.nn import Gate, GatedWeight, GateScale, OpenChannels, Slot
 from djpq_nncf.passes._names import CONTAINER, module_name
 from djpq_nncf.passes._placement import ActivationPoint, Placement
+
+_KINDS = ("gates", "gate_scales", "gated_weights", "open_channels", "weight_quantizers", "activation_quantizers")
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ def insert(
 ) -> Inserted:
     """Insert one gate per channel group, and the quantizers of a placement.
 
-    A gate multiplies the weights that read its channels (see :class:`GatedWeight`), once sampled per forward pass.
+    A gate multiplies the weights that read its channels (see :class:`GateScale`), once sampled per forward pass.
     Gates act on a weight before its quantizer does.
 
     Args:
@@ -59,7 +62,14 @@ def insert(
     _write_out_scales(model)
     nodes = {node.name: node for node in model.graph.nodes}
     model.add_module(CONTAINER, nn.Module())
-    for kind in ("gates", "gated_weights", "open_channels", "weight_quantizers", "activation_quantizers"):
+    for kind in (
+        "gates",
+        "gate_scales",
+        "gated_weights",
+        "open_channels",
+        "weight_quantizers",
+        "activation_quantizers",
+    ):
         model.get_submodule(CONTAINER).add_module(kind, nn.Module())
 
     gates = {name: make_gate(group) for name, group in analysis.groups.items()}
@@ -127,21 +137,34 @@ def _insert_on_weights(
     for weight in [node for node in graph.nodes if node.op == "get_attr"]:
         name = str(weight.target)
         users = list(weight.users)
-        value = weight
-        for point in analysis.gate_points:
-            if point.parameter == name:
-                index, groups = gate_index(analysis, point.labels)
-                with graph.inserting_after(value):
-                    path = _add(model, "gated_weights", name, GatedWeight(index, point.dim))
-                    value = graph.call_module(path, (value, *(gate_nodes[group] for group in groups)))
-                value.meta["val"] = weight.meta["val"]
-        if name in quantizers:
-            with graph.inserting_after(value):
-                value = graph.call_module(_add(model, "weight_quantizers", name, quantizers[name]), (value,))
-            value.meta["val"] = weight.meta["val"]
-        if value is not weight:
-            for user in users:
-                user.replace_input_with(weight, value)
+        with graph.inserting_before(users[0] if users else weight):
+            scales = [
+                _insert_scale(model, analysis, gate_nodes, point, weight.meta["val"].dim())
+                for point in analysis.gate_points
+                if point.parameter == name
+            ]
+            if name in quantizers:
+                path = _add(model, "weight_quantizers", name, quantizers[name])
+                value = graph.call_module(path, (weight, *([reduce(_multiply, scales)] if scales else [])))
+            elif scales:
+                value = graph.call_module(_add(model, "gated_weights", name, GatedWeight()), (weight, *scales))
+            else:
+                continue
+        value.meta["val"] = weight.meta["val"]
+        for user in users:
+            user.replace_input_with(weight, value)
+
+
+def _insert_scale(
+    model: GraphModule, analysis: ChannelAnalysis, gate_nodes: Mapping[str, Node], point: GatePoint, dims: int
+) -> Node:
+    index, groups = gate_index(analysis, point.labels)
+    path = _add(model, "gate_scales", point.parameter, GateScale(index, dims - point.dim - 1))
+    return model.graph.call_module(path, tuple(gate_nodes[group] for group in groups))
+
+
+def _multiply(one: Node, other: Node) -> Node:
+    return one.graph.call_function(torch.mul, (one, other))
 
 
 def gate_index(analysis: ChannelAnalysis, labels: Labels, groups: Sequence[str] = ()) -> tuple[Tensor, list[str]]:

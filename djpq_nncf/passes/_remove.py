@@ -48,9 +48,7 @@ def remove(model: GraphModule, analysis: ChannelAnalysis, keep: np.ndarray) -> G
     model = copy.deepcopy(model).eval()
     _fold_gates(model)
     _freeze_quantizers(model)
-    for node in list(model.graph.nodes):
-        if node.op == "call_module" and isinstance(model.get_submodule(str(node.target)), Gate):
-            model.graph.erase_node(node)
+    model.graph.eliminate_dead_code()
     _restore_operators(model)
     delattr(model, CONTAINER)
     removal = Removal(analysis, keep)
@@ -73,15 +71,25 @@ def _modules(model: GraphModule, *kinds: type[nn.Module]) -> list[tuple[Node, nn
 
 
 def _fold_gates(model: GraphModule) -> None:
-    for node, module in _modules(model, GatedWeight):
-        weight, *gates = node.args
-        assert isinstance(weight, Node)
-        values = [model.get_submodule(str(gate.target))() for gate in gates if isinstance(gate, Node)]
-        tensor = _get_tensor(model, str(weight.target))
-        assert tensor is not None
-        _set_parameter(model, str(weight.target), module(tensor, *values))
-        node.replace_all_uses_with(weight)
-        model.graph.erase_node(node)
+    for node, module in _modules(model, GatedWeight, WeightQuantizer):
+        weight, *scales = (source for source in node.args if isinstance(source, Node))
+        if scales:
+            tensor = _get_tensor(model, str(weight.target))
+            assert tensor is not None
+            values = [_evaluate(model, scale) for scale in scales]
+            _set_parameter(model, str(weight.target), GatedWeight()(tensor, *values))
+            node.args = (weight,)
+        if isinstance(module, GatedWeight):
+            node.replace_all_uses_with(weight)
+            model.graph.erase_node(node)
+
+
+def _evaluate(model: GraphModule, scale: Node) -> Tensor:
+    """What gates compute without any input: themselves, their place along a weight, products of such."""
+    values = [_evaluate(model, source) for source in scale.all_input_nodes]
+    function = model.get_submodule(str(scale.target)) if scale.op == "call_module" else scale.target
+    result: Tensor = function(*values)  # type: ignore[operator]
+    return result
 
 
 def _restore_operators(model: GraphModule) -> None:

@@ -1,7 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """What several tests of quantizers need."""
 
-from djpq_nncf.nn import ActivationQuantizer, WeightQuantizer
+import torch
+from torch import Tensor
+
+from djpq_nncf.nn import ActivationQuantizer, WeightQuantizer, quantize_activation, quantize_weight
+
+
+def learned_quantize(
+    x: Tensor, d: Tensor, q_m: Tensor, t: Tensor | None, q_s: Tensor | float = 0.0, signed: bool = True
+) -> Tensor:
+    """Equation (2) by the function that serves its case: activations have no exponent and no threshold."""
+    smallest = torch.as_tensor(q_s, dtype=q_m.dtype)
+    if signed and (t is not None or smallest):
+        return quantize_weight(x, d, q_m, t, smallest)
+    assert t is None and not smallest
+    return quantize_activation(x, d, -q_m if signed else torch.zeros_like(q_m), q_m)
 
 
 def make_quantizer(kind: str, *, power_of_two: bool = False) -> WeightQuantizer | ActivationQuantizer:

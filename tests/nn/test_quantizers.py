@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from djpq_nncf.errors import DataError
-from djpq_nncf.nn import ActivationQuantizer, WeightQuantizer, learned_quantize
-from tests.nn.helpers import KINDS, make_quantizer
+from djpq_nncf.nn import ActivationQuantizer, WeightQuantizer
+from tests.nn.helpers import KINDS, learned_quantize, make_quantizer
 
 
 def _values(scale: float = 1.0, size: int = 20000) -> torch.Tensor:

@@ -3,7 +3,6 @@
 
 import pytest
 import torch
-from torch import Tensor
 
 from djpq_nncf.nn import (
     ActivationQuantizer,
@@ -12,7 +11,6 @@ from djpq_nncf.nn import (
     LearnedQuantizer,
     Quantizers,
     WeightQuantizer,
-    learned_quantize,
 )
 
 
@@ -105,33 +103,3 @@ def test_limits(power_of_two: bool) -> None:
     assert ours[3].log_step == -20  # fixed bits: the step follows from the range
     widths = [float(q.continuous_bits().detach()) for q in ours]
     assert widths == pytest.approx([8, 4, 16, 5], abs=1e-3)
-
-
-LAYOUTS = {
-    "contiguous": lambda x: x,
-    "channels last": lambda x: x.contiguous(memory_format=torch.channels_last),
-    "part of another": lambda x: torch.cat([x, x], 1)[:, : x.shape[1]],
-    "transposed": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
-}
-
-
-@pytest.mark.parametrize("exponent", [None, 0.8])
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_pieces_make_no_difference(layout: str, exponent: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, 3, 8, 5, generator=generator, dtype=torch.float64)
-    upstream = (
-        torch.randn(2, 3, 8, 5, generator=generator, dtype=torch.float64).transpose(0, 1).contiguous().transpose(0, 1)
-    )
-
-    def run(values: Tensor, piece: int) -> list[Tensor]:
-        monkeypatch.setattr("djpq_nncf.nn._functional._PIECE", piece)
-        values = values.detach().requires_grad_()
-        scalars = [torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in (0.07, 0.9)]
-        t = None if exponent is None else torch.tensor(exponent, dtype=torch.float64, requires_grad=True)
-        result = learned_quantize(values, *scalars, t, 0.0 if t is None else torch.tensor(0.01, dtype=torch.float64))
-        wanted = [values, *scalars, *([] if t is None else [t])]
-        return [result, *torch.autograd.grad(result, wanted, upstream)]
-
-    for one, other in zip(run(x, 10**6), run(LAYOUTS[layout](x), 7), strict=True):
-        torch.testing.assert_close(one, other)

@@ -17,7 +17,7 @@ from djpq_nncf.channels import ChannelGroup, analyse_channels
 from djpq_nncf.config import NNCFConfig, ScopeSettings, closest
 from djpq_nncf.cost import CostModel, MacOperator, find_embeddings, find_mac_operators
 from djpq_nncf.errors import ConfigError, DataError
-from djpq_nncf.nn import ActivationQuantizer, Gate, WeightQuantizer
+from djpq_nncf.nn import ActivationQuantizer, Gate, LearnedQuantizer, WeightQuantizer
 from djpq_nncf.passes import (
     NOTHING,
     ActivationPoint,
@@ -26,6 +26,9 @@ from djpq_nncf.passes import (
     insert,
     place_quantizers,
 )
+
+# MACs of one sample from which the training saves more time than the seconds that torch.compile takes.
+_WORTH_COMPILING = 10_000_000
 
 
 @register_algorithm("djpq")
@@ -120,13 +123,17 @@ def insert_gates_and_quantizers(
         make_weight_quantizer=lambda operator: _make_weight_quantizer(settings),
         make_activation_quantizer=lambda point: _make_activation_quantizer(settings, point),
     )
+    cost = CostModel(operators, analysis)
+    for quantizer in (*inserted.weight_quantizers.values(), *inserted.activation_quantizers.values()):
+        assert isinstance(quantizer, LearnedQuantizer)
+        quantizer.compiled = cost.baseline_macs >= _WORTH_COMPILING
     return CompressedNetwork(
         model=inserted.model,
         analysis=analysis,
         operators=operators,
         embeddings=embeddings,
         placement=placement,
-        cost=CostModel(operators, analysis),
+        cost=cost,
         gates={name: gate for name, gate in inserted.gates.items() if isinstance(gate, Gate)},
         weight_quantizers={k: q for k, q in inserted.weight_quantizers.items() if isinstance(q, WeightQuantizer)},
         activation_quantizers={

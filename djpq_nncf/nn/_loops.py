@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The element-wise work of the quantizers: one loop over memory if it is compiled, pieces in the cache if not."""
+
+import logging
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+# Elements at a time on a CPU without a compiler: what one operator leaves is in the cache when the next one reads it.
+_PIECE = 1 << 17
+
+# Stands for log(0) where it is multiplied by an exact zero: finite, and below the log of any float64.
+LOG_ZERO = -1000.0
+
+
+class Loop:
+    """An element-wise function, run as one compiled loop or eagerly.
+
+    Compiling takes seconds, once per machine and data type. Where it fails, because there is no compiler say, all
+    loops run eagerly from then on, with one warning.
+
+    Args:
+        function: takes a number of tensors of the same shape and then others. It returns a tensor of that shape, or
+            such a tensor and further ones that are sums over the first dimension.
+        elementwise: how many of its arguments have the shape of the result.
+
+    Attributes:
+        compiler_works: False once compiling has failed.
+    """
+
+    compiler_works = True
+
+    def __init__(self, function: Callable[..., Any], elementwise: int) -> None:
+        self._function = function
+        self._elementwise = elementwise
+        self._compiled = torch.compile(function, dynamic=True)
+
+    def __call__(self, *args: Any, compiled: bool) -> Any:
+        if torch.compiler.is_compiling():
+            return self._function(*args)  # a part of what is being compiled
+        if compiled and Loop.compiler_works and args[0].numel() > 1:
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    return self._compiled(*args)
+            except Exception as error:
+                Loop.compiler_works = False
+                logger.warning(
+                    "torch.compile does not work here (%s), so quantizers run without it: a training step takes up to "
+                    "one and a half times as long.",
+                    str(error).strip().partition("\n")[0],
+                )
+        return self._eagerly(*args) if args[0].device.type == "cpu" else self._function(*args)
+
+    def _eagerly(self, *args: Any) -> Any:
+        tensors, others = args[: self._elementwise], args[self._elementwise :]
+        first = tensors[0]
+        rows = max(1, _PIECE * len(first) // max(1, first.numel())) if first.dim() else 1
+        if first.dim() == 0 or len(first) <= rows:
+            return self._function(*args)
+        result = torch.empty_like(first)
+        sums: list[Tensor] = []
+        for start in range(0, len(first), rows):
+            piece = self._function(*(tensor[start : start + rows] for tensor in tensors), *others)
+            value, *totals = piece if isinstance(piece, tuple) else (piece,)
+            result[start : start + rows] = value
+            sums = [a + b for a, b in zip(sums, totals, strict=True)] if sums else totals
+        return (result, *sums) if sums else result
+
+
+def _clamp_and_round(x: Tensor, d: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    return ((x.to(d.dtype).clamp(low, high) / d).round() * d).to(x.dtype)
+
+
+def _clamp_and_round_backward(x: Tensor, grad: Tensor, d: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Towards x, and [3] towards d (5), low and high (6)."""
+    values, upstream = x.to(d.dtype), grad.to(d.dtype)
+    position = values.clamp(low, high) / d
+    below, above = upstream * (values < low), upstream * (values > high)
+    of_step = (upstream * (position.round() - position)).sum()
+    return (upstream - below - above).to(x.dtype), torch.stack([of_step, below.sum(), above.sum()])
+
+
+def _map_and_round(x: Tensor, d: Tensor, q_m: Tensor, t: Tensor | None, q_s: Tensor, gate: Tensor | None) -> Tensor:
+    values = x.to(d.dtype) if gate is None else x.to(d.dtype) * gate
+    mapped = values.abs().clamp(q_s, q_m) - q_s
+    if t is not None:
+        mapped = (mapped.log() * t).exp()  # exp(t * log 0) is exactly 0, and cheaper than pow
+    return ((mapped / d).round() * d).copysign(values).to(x.dtype)
+
+
+def _map_and_round_backward(
+    x: Tensor,
+    grad: Tensor,
+    d: Tensor,
+    q_m: Tensor,
+    t: Tensor | None,
+    q_s: Tensor,
+    floor: Tensor | None,
+    gate: Tensor | None,
+) -> tuple[Tensor, ...]:
+    """Towards x, [3] towards d (5), q_m (6) but for a factor and t (7), and towards the gate if there is one."""
+    values = x.to(d.dtype) if gate is None else x.to(d.dtype) * gate
+    magnitude, upstream = values.abs(), grad.to(d.dtype)
+    mapped = magnitude.clamp(q_s, q_m) - q_s
+    towards = upstream * values.sign()
+    above = towards * (magnitude > q_m)
+    passed = upstream * ((magnitude >= q_s) & (magnitude <= q_m))
+    of_exponent = torch.zeros_like(d)
+    if t is not None and floor is not None:
+        log_mapped = mapped.log().clamp(min=LOG_ZERO)
+        mapped = (log_mapped * t).exp()
+        of_exponent = (towards * mapped * log_mapped).sum()
+        passed = passed * (log_mapped.clamp(min=floor) * (t - 1)).exp() * t
+    position = mapped / d
+    of_step = (towards * (position.round() - position)).sum()
+    sums = torch.stack([of_step, above.sum(), of_exponent])
+    if gate is None:
+        return passed.to(x.dtype), sums
+    return (passed * gate).to(x.dtype), sums, (passed * x.to(d.dtype)).sum(dim=0)
+
+
+clamp_and_round = Loop(_clamp_and_round, elementwise=1)
+clamp_and_round_backward = Loop(_clamp_and_round_backward, elementwise=2)
+map_and_round = Loop(_map_and_round, elementwise=1)
+map_and_round_backward = Loop(_map_and_round_backward, elementwise=2)
