@@ -67,7 +67,7 @@ def quantize_weight(
         d: step size, scalar tensor, positive.
         q_m: largest value mapped, scalar tensor, above ``q_s``.
         t: exponent, scalar tensor, in [0.3, 2]; None for exactly 1, which skips the work.
-        q_s: scalar tensor, values below it become zero.
+        q_s: scalar tensor, values below it become zero; positive if there is a gate.
         gate: factors on the weight, broadcast to its shape; None for 1.
         compiled: let torch.compile make one loop of it, if it can.
     """
@@ -224,18 +224,23 @@ class _QuantizeWeight(torch.autograd.Function):
         floor = (
             None if exponent is None else torch.where(exponent < 1, width.log() + math.log(SLOPE_FLOOR), loops.LOG_ZERO)
         )
-        grad_x, sums, *grad_gate = loops.map_and_round_backward(
+        grad_x, sums = loops.map_and_round_backward(
             values, upstream, step, largest, exponent, smallest, floor, factors, compiled=ctx.compiled
         )
         of_step, of_range, of_exponent = sums.unbind()
         if t is not None:
             of_range = of_range * exponent * width ** (exponent - 1)
+        grad_gate = None
+        if gate is not None and ctx.needs_input_grad[5]:
+            products = loops.column_products(grad_x, x.detach(), compiled=ctx.compiled)
+            # What a factor of zero makes lies below q_s, where there is no gradient.
+            grad_gate = torch.where(gate == 0, 0, products / gate).to(gate.dtype)
         return (
             _shaped(grad_x, x),
             of_step.to(d.dtype),
             of_range.to(q_m.dtype),
             None if t is None else of_exponent.to(t.dtype),
             None,
-            None if gate is None else grad_gate[0].to(gate.dtype),
+            grad_gate,
             None,
         )

@@ -27,7 +27,7 @@ class Loop:
     Args:
         function: takes a number of tensors of the same shape and then others. It returns a tensor of that shape, or
             such a tensor and further ones that are sums over the first dimension.
-        elementwise: how many of its arguments have the shape of the result.
+        elementwise: how many of its arguments have the shape of the result; 0 if none has.
 
     Attributes:
         compiler_works: False once compiling has failed.
@@ -59,10 +59,10 @@ class Loop:
 
     def _eagerly(self, *args: Any) -> Any:
         tensors, others = args[: self._elementwise], args[self._elementwise :]
-        first = tensors[0]
-        rows = max(1, _PIECE * len(first) // max(1, first.numel())) if first.dim() else 1
-        if first.dim() == 0 or len(first) <= rows:
+        if not tensors or tensors[0].numel() <= _PIECE:
             return self._function(*args)
+        first = tensors[0]
+        rows = max(1, _PIECE * len(first) // first.numel())
         result = torch.empty_like(first)
         sums: list[Tensor] = []
         for start in range(0, len(first), rows):
@@ -103,8 +103,8 @@ def _map_and_round_backward(
     q_s: Tensor,
     floor: Tensor | None,
     gate: Tensor | None,
-) -> tuple[Tensor, ...]:
-    """Towards x, [3] towards d (5), q_m (6) but for a factor and t (7), and towards the gate if there is one."""
+) -> tuple[Tensor, Tensor]:
+    """Towards x, and [3] towards d (5), q_m (6) but for a factor, and t (7)."""
     values = x.to(d.dtype) if gate is None else x.to(d.dtype) * gate
     magnitude, upstream = values.abs(), grad.to(d.dtype)
     mapped = magnitude.clamp(q_s, q_m) - q_s
@@ -120,12 +120,17 @@ def _map_and_round_backward(
     position = mapped / d
     of_step = (towards * (position.round() - position)).sum()
     sums = torch.stack([of_step, above.sum(), of_exponent])
-    if gate is None:
-        return passed.to(x.dtype), sums
-    return (passed * gate).to(x.dtype), sums, (passed * x.to(d.dtype)).sum(dim=0)
+    return (passed if gate is None else passed * gate).to(x.dtype), sums
+
+
+def _column_products(x: Tensor, y: Tensor) -> Tensor:
+    """[rows, columns] twice -> [columns] inner products of the columns."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return (x.to(dtype) * y.to(dtype)).sum(dim=0)
 
 
 clamp_and_round = Loop(_clamp_and_round, elementwise=1)
 clamp_and_round_backward = Loop(_clamp_and_round_backward, elementwise=2)
 map_and_round = Loop(_map_and_round, elementwise=1)
 map_and_round_backward = Loop(_map_and_round_backward, elementwise=2)
+column_products = Loop(_column_products, elementwise=0)

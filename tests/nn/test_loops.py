@@ -94,7 +94,7 @@ def test_compiled_is_eager(dtype: torch.dtype) -> None:
         return results
 
     for one, other in zip(run(compiled=True), run(compiled=False), strict=True):
-        torch.testing.assert_close(one, other)
+        torch.testing.assert_close(one, other, rtol=1e-3 if dtype == torch.float32 else 1e-2, atol=1e-4)
     assert _loops.Loop.compiler_works
 
 
