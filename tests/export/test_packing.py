@@ -69,8 +69,10 @@ def test_linear_layers(shape: tuple[int, ...], bits: int, suffix: str, tmp_path:
 
 @pytest.mark.parametrize(
     ("suffix", "bits", "stored"),
-    [("xml", 2, "u2"), ("xml", 3, "i4"), ("xml", 4, "i4"), ("xml", 5, "i8")]
-    + [("onnx", 2, "INT4"), ("onnx", 4, "INT4"), ("onnx", 5, "INT8")],
+    [
+        *[("xml", 2, "u2"), ("xml", 3, "i4"), ("xml", 4, "i4"), ("xml", 5, "i8")],
+        *[("onnx", 2, "INT4"), ("onnx", 4, "INT4"), ("onnx", 5, "INT8")],
+    ],
 )
 def test_the_narrowest_type_that_fits(suffix: str, bits: int, stored: str, tmp_path: Path) -> None:
     image, path = torch.randn(2, 3, 16, 16), tmp_path / f"net.{suffix}"
