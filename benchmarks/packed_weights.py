@@ -90,9 +90,7 @@ def main() -> None:
     print(table)
     if not arguments.no_page:
         conditions = f"{arguments.size}x{arguments.size}, batch 1, 8-bit activations, on {machine()}"
-        text = (
-            f"`python benchmarks/packed_weights.py`, {conditions}.\n\n{table}"
-        )
+        text = f"`python benchmarks/packed_weights.py`, {conditions}.\n\n{table}"
         write_section("Packed weights", text)
 
 
