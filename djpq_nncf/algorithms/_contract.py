@@ -77,7 +77,9 @@ class CompressionController(ABC):
         """A plain, smaller model without anything that only training needs."""
 
     @abstractmethod
-    def export_model(self, path: str | PathLike[str]) -> None:
+    def export_model(
+        self, path: str | PathLike[str], *, opset: int | None = None, packed_weights: bool = False
+    ) -> None:
         """Write the stripped model as OpenVINO IR (``.xml``) or ONNX (``.onnx``)."""
 
     @abstractmethod

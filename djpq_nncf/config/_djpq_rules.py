@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a JSON Schema cannot say about ``djpq``: values that depend on each other."""
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -31,6 +32,7 @@ def djpq_rules(settings: dict[str, Any], given: dict[str, Any]) -> Iterator[Prob
         )
     for half in ("weights", "activations"):
         yield from _bit_problems(quantization[half], quantization["power_of_two"], ("quantization", half))
+    yield from _overflow_problems(quantization)
     yield from _target_problems(settings, given)
     yield from _schedule_problems(settings["schedule"])
 
@@ -56,6 +58,20 @@ def _bit_problems(settings: dict[str, Any], power_of_two: bool, path: Path) -> I
             (*path, "min_bits"),
             f"no power of two lies between {low} and max_bits, {high}; widen the two so that 2, 4 or 8 fits, "
             "or set power_of_two to false",
+        )
+
+
+def _overflow_problems(quantization: dict[str, Any]) -> Iterator[Problem]:
+    """Below the 7 bits of ``overflow_fix`` the next power of two is 4."""
+    if quantization["overflow_fix"] == "disable" or not quantization["power_of_two"]:
+        return
+    weights = quantization["weights"]
+    low, high = (weights[key] if weights["bits"] is None else weights["bits"] for key in ("min_bits", "max_bits"))
+    if 4 < low <= high == 8:
+        yield Problem(
+            ("quantization", "overflow_fix"),
+            f"{json.dumps(quantization['overflow_fix'])} leaves weights 7 bits at most, and there is no power of two "
+            f'from {low} to 7; set it to "disable", or power_of_two to false, or let weights have 4 bits',
         )
 
 

@@ -184,7 +184,8 @@ class _Graph:
         return zero if zero.ndim == 0 else int(zero.flat[0]) if np.all(zero == zero.flat[0]) else zero
 
     def _constant(self, name: str) -> np.ndarray:
-        return numpy_helper.to_array(self._constants[name])
+        value = numpy_helper.to_array(self._constants[name])
+        return value.astype(np.int8) if value.dtype.name == "int4" else value  # which numpy knows no kind of
 
 
 def _attributes(node: onnx.NodeProto) -> dict[str, Any]:

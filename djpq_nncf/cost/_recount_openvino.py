@@ -123,7 +123,7 @@ def _constant(node: Any) -> Any:
         node = node.input_value(0).get_node()
     if node.get_type_name() != "Constant":
         return None
-    return np.rint(np.asarray(node.data, dtype=np.float64)).astype(np.int64)
+    return np.rint(node.get_data(dtype=np.float64)).astype(np.int64)  # unpacks narrow integers, ``data`` does not
 
 
 def _fake_quantize_bits(node: Any) -> int:

@@ -20,9 +20,11 @@ from djpq_nncf.errors import ExportError
 from djpq_nncf.export import _onnx_quantize as quantize
 from djpq_nncf.export._files import complete_files
 from djpq_nncf.export._markers import NAMESPACE
+from djpq_nncf.export._onnx_opset import EXPORTED, OPSETS, lower_opset
 from djpq_nncf.export._program import NamedProgram, named_program, shapes_note
 
-OPSET = 21
+DEFAULT_OPSET = 21
+_PACKED_OPSET = 21
 _PROTOBUF_LIMIT = 2**31 - 1
 
 
@@ -33,11 +35,27 @@ def write_onnx(
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
     metadata: Mapping[str, str] | None = None,
+    opset: int = DEFAULT_OPSET,
+    packed_weights: bool = False,
 ) -> None:
     """Writes ``path`` (.onnx), one file with everything in it."""
+    if opset not in OPSETS:
+        raise ExportError(
+            f"Cannot export {path} with opset={opset!r}: pass one from {OPSETS.start} (the first with a step for each "
+            f"channel) to {OPSETS.stop - 1}."
+        )
+    if packed_weights and opset < _PACKED_OPSET:
+        raise ExportError(
+            f"Cannot export {path} with packed_weights and opset={opset}: 4-bit integers came with opset "
+            f"{_PACKED_OPSET}. Leave out one of the two, or raise opset."
+        )
     program = named_program(model, input_names, output_names, repeat=True)
-    converted = _convert(program)
-    quantize.rewrite(converted, program.layer_names)
+    converted = _convert(program, max(opset, EXPORTED.start))
+    quantize.rewrite(converted, program.layer_names, packed_weights=packed_weights)
+    if opset < EXPORTED.start:
+        lower_opset(converted, opset)
+    # what knows no later opset reads no later format either
+    converted.ir_version = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset)])
     notes = {**(metadata or {}), **shapes_note(program)}
     converted.metadata_props.update({f"{NAMESPACE}.{key}": value for key, value in notes.items()})
     proto = ir.to_proto(converted)
@@ -51,14 +69,14 @@ def write_onnx(
         temporary.write_bytes(proto.SerializeToString())
 
 
-def _convert(program: NamedProgram) -> ir.Model:
+def _convert(program: NamedProgram, opset: int) -> ir.Model:
     try:
         with _quiet(), torch.no_grad():
             exported = torch.onnx.export(
                 program.program,
                 dynamo=True,
                 custom_translation_table=_translations(),
-                opset_version=OPSET,
+                opset_version=opset,
                 input_names=list(program.input_names),
                 output_names=list(program.output_names),
                 optimize=True,

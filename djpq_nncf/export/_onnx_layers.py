@@ -5,18 +5,29 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from djpq_nncf.export._onnx_nodes import add_constant, constant_value, consumers, insert_before, is_constant, replace
+from djpq_nncf.export._onnx_nodes import (
+    add_constant,
+    constant_value,
+    consumers,
+    insert_before,
+    is_constant,
+    is_packed,
+    replace,
+)
 
 _INT32_LIMIT = 2**30
 
 
 def rewrite_layers(graph: ir.Graph) -> None:
-    """Conv: QDQ where a quantizer follows (QLinearConv), else ConvInteger. Linear: MatMulInteger."""
+    """Conv: QDQ where a quantizer follows (QLinearConv), else ConvInteger. Linear: MatMulInteger.
+
+    With a packed weight there is no INT8 kernel, and nothing changes.
+    """
     for node in list(graph):
         if node.op_type not in {"Conv", "Gemm", "MatMul"}:
             continue
         x, weight = _dequantized(node.inputs[0]), _dequantized(node.inputs[1])
-        if x is None or weight is None:
+        if x is None or weight is None or is_packed(weight.inputs[0]):
             continue
         if node.op_type == "Conv":
             _rewrite_convolution(graph, node, x, weight)

@@ -19,6 +19,11 @@ def is_constant(value: ir.Value | None) -> bool:
     return value is not None and value.const_value is not None
 
 
+def is_packed(value: ir.Value | None) -> bool:
+    """Whether ``value`` has several elements in a byte."""
+    return value is not None and value.dtype is not None and value.dtype.bitwidth < 8
+
+
 def constant_value(value: ir.Value | None) -> NDArray[Any]:
     """What an initializer holds."""
     if value is None or value.const_value is None:

@@ -23,8 +23,12 @@ NAME_WEIGHT = "NameWeight"
 MULTIPLY = "Multiply"
 
 
-def rewrite(model: ir.Model, layer_names: Sequence[str]) -> None:
-    """Writes weights as INT8 initializers, activations as Q/Clip/DQ and layers in the form that fuses."""
+def rewrite(model: ir.Model, layer_names: Sequence[str], *, packed_weights: bool) -> None:
+    """Writes weights as integer initializers, activations as Q/Clip/DQ and layers in the form that fuses.
+
+    ``packed_weights``: INT4 for weights of up to 4 bits, except in embeddings; else INT8. There is an INT2, but ONNX
+    Runtime 1.32 makes a kernel that is none of a convolution with it.
+    """
     graph = model.graph
     _absorb_transposes(graph)
     for node in _markers(graph, MULTIPLY):
@@ -33,7 +37,7 @@ def rewrite(model: ir.Model, layer_names: Sequence[str]) -> None:
     for node in _markers(graph, NAME_WEIGHT):
         _name(node, layer_names)
     for node in _markers(graph, QUANTIZE_WEIGHT):
-        _quantize_weight(graph, node, layer_names)
+        _quantize_weight(graph, node, layer_names, packed_weights=packed_weights)
     _look_up_codes(graph)
     _merge_equal(graph)
     _absorb_clamps(graph)
@@ -85,18 +89,21 @@ def _name(node: ir.Node, layer_names: Sequence[str]) -> None:
     replace(node.outputs[0], constant)
 
 
-def _quantize_weight(graph: ir.Graph, node: ir.Node, layer_names: Sequence[str]) -> None:
-    """INT8 initializer and DequantizeLinear, per output channel or per tensor."""
+def _quantize_weight(graph: ir.Graph, node: ir.Node, layer_names: Sequence[str], *, packed_weights: bool) -> None:
+    """Integer initializer and DequantizeLinear, per output channel or per tensor."""
     name = layer_names[node.attributes["layer"].as_int()]
+    bits = node.attributes["bits"].as_int()
+    looked_up = any(user.op_type == "Gather" for user in consumers(node.outputs[0]))  # Gather takes no INT4
+    packed = packed_weights and bits <= 4 and not looked_up
+    dtype, fill = (ir.DataType.INT4.numpy(), 1) if packed else (np.dtype(np.int8), container_factor(bits))
     weight, step = constant_value(node.inputs[0]), constant_value(node.inputs[1])
     codes = np.rint(weight / step.reshape(-1, *(1,) * (weight.ndim - 1)) if step.ndim else weight / step)
-    fill = container_factor(node.attributes["bits"].as_int())
     permutation = _permutation(node, weight.ndim)
-    stored = np.ascontiguousarray((codes * fill).astype(np.int8).transpose(permutation))
+    stored = np.ascontiguousarray((codes * fill).astype(dtype).transpose(permutation))
     inputs = [
         add_constant(graph, f"{name}.weight", stored),
         add_constant(graph, f"{name}.weight_scale", (step / fill).astype(np.float32)),
-        add_constant(graph, f"{name}.weight_zero_point", np.zeros(step.shape, np.int8)),
+        add_constant(graph, f"{name}.weight_zero_point", np.zeros(step.shape, dtype)),
     ]
     attributes = {"axis": permutation.index(0)} if step.ndim else {}
     dequantize = insert_before(node, "DequantizeLinear", inputs, attributes, name=f"{name}.weight_dequantize")

@@ -19,6 +19,7 @@ from torch import fx
 from djpq_nncf.errors import ExportError
 from djpq_nncf.export._files import complete_files
 from djpq_nncf.export._markers import NAMESPACE
+from djpq_nncf.export._openvino_packing import pack_weights
 from djpq_nncf.export._program import NamedProgram, named_program, shapes_note
 
 _WEIGHT_CODES = (-127, 127)
@@ -46,6 +47,7 @@ def write_openvino(
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
     metadata: Mapping[str, str] | None = None,
+    packed_weights: bool = False,
 ) -> None:
     """Writes ``path`` (.xml) with its .bin."""
     program = named_program(model, input_names, output_names, repeat=False)
@@ -54,6 +56,8 @@ def write_openvino(
     _round_before_sums(converted)
     _normalize_numbers(converted)
     compress_quantize_weights_transformation(converted)
+    if packed_weights:
+        pack_weights(converted)
     for key, value in ({**(metadata or {}), **shapes_note(program)}).items():
         converted.set_rt_info(value, [NAMESPACE, key])
     with complete_files(path, companions=(".bin",)) as temporary:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Repeats a quantizer in front of a layer which sees its grid only through pooling, reshaping or concat."""
+"""Repeats a quantizer in front of a layer or sum which sees its grid only through pooling, reshaping or concat."""
 
+import torch
 from torch import fx
 
 from djpq_nncf.cost import factors, find_mac_operators
@@ -9,15 +10,18 @@ from djpq_nncf.nn._frozen import FrozenActivationQuantizer
 
 
 def repeat_quantizers(model: fx.GraphModule) -> None:
-    """Puts quantizers, in place, where a layer's input lies on a grid but does not come from a quantizer.
+    """Puts quantizers, in place, where an input of a layer or sum lies on a grid but does not come from a quantizer.
 
-    Runtimes fuse a layer only with the quantizer right in front of it. Rounding values that are on the
-    grid already changes nothing.
+    Runtimes fuse a layer only with the quantizer right in front of it, and a sum only if it has one in front of either
+    term. Rounding values that are on the grid already changes nothing.
     """
     graph = model.graph
     counted = {operator.node for operator in find_mac_operators(model)}
-    for node in [node for node in graph.nodes if node.name in counted]:
-        for source in factors(node):
+    readers = [(node, factors(node)) for node in graph.nodes if node.name in counted]
+    sums = [node for node in graph.nodes if node.target is torch.ops.aten.add.Tensor]
+    readers += [(node, node.all_input_nodes) for node in sums if all(_grid_source(model, x) for x in node.args)]
+    for node, sources in readers:
+        for source in sources:
             target = None if _quantizer(model, source) is not None else _grid_source(model, source)
             if target is not None:
                 with graph.inserting_before(node):
@@ -27,8 +31,10 @@ def repeat_quantizers(model: fx.GraphModule) -> None:
     model.recompile()
 
 
-def _grid_source(model: fx.GraphModule, node: fx.Node) -> str | None:
+def _grid_source(model: fx.GraphModule, node: object) -> str | None:
     """The quantizer whose grid holds every value of ``node``, if there is one."""
+    if not isinstance(node, fx.Node):
+        return None
     if _quantizer(model, node) is not None:
         return str(node.target)
     targets = [_grid_source(model, source) for source in moved_values(model, node)]

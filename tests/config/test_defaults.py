@@ -45,6 +45,7 @@ def test_algorithm_alone_is_enough() -> None:
             "enabled": True,
             "beta": None,
             "power_of_two": False,
+            "overflow_fix": "disable",
             "lr_multiplier": 5.0,
             "ignored_scopes": [],
             "target_scopes": None,

@@ -153,6 +153,18 @@ BROKEN: list[tuple[str, Any, str, tuple[str, ...]]] = [
         ("between 5 and max_bits, 7", "widen"),
     ),
     (
+        "no power of two below 8 bits",
+        djpq(quantization={"power_of_two": True, "overflow_fix": "enable", "weights": {"bits": 8}}),
+        "$.compression.quantization.overflow_fix",
+        ('"enable" leaves weights 7 bits', "from 8 to 7", '"disable"'),
+    ),
+    (
+        "misspelt overflow_fix",
+        djpq(quantization={"overflow_fix": "first_layer"}),
+        "$.compression.quantization.overflow_fix",
+        ('"first_layer"', '"first_layer_only"'),
+    ),
+    (
         "freeze after the end",
         djpq(schedule={"epochs": 5, "freeze_epoch": 5}),
         "$.compression.schedule.freeze_epoch",

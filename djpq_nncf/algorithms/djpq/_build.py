@@ -12,6 +12,7 @@ from djpq_nncf.algorithms.djpq._controller import DJPQController
 from djpq_nncf.algorithms.djpq._freezing import TOLERANCE, choices_of, reachable_bops
 from djpq_nncf.algorithms.djpq._initialization import initialize_activation_ranges, initialize_weight_ranges
 from djpq_nncf.algorithms.djpq._network import CompressedNetwork
+from djpq_nncf.algorithms.djpq._overflow import SAFE_BITS, narrow_weights
 from djpq_nncf.algorithms.djpq._settings import DJPQSettings
 from djpq_nncf.channels import ChannelGroup, analyse_channels
 from djpq_nncf.config import NNCFConfig, ScopeSettings, closest
@@ -114,13 +115,14 @@ def insert_gates_and_quantizers(
         if quantization.enabled
         else NOTHING
     )
+    narrow = narrow_weights(model, operators, embeddings, quantization.overflow_fix)
     inserted = insert(
         model,
         analysis,
         (*embeddings, *operators),
         placement,
         make_gate=lambda group: _make_gate(group, settings),
-        make_weight_quantizer=lambda operator: _make_weight_quantizer(settings),
+        make_weight_quantizer=lambda operator: _make_weight_quantizer(settings, narrow=operator.weight in narrow),
         make_activation_quantizer=lambda point: _make_activation_quantizer(settings, point),
     )
     cost = CostModel(operators, analysis)
@@ -146,16 +148,20 @@ def _make_gate(group: ChannelGroup, settings: DJPQSettings) -> Gate:
     return Gate(group.size, log_variance=settings.pruning.initial_log_variance)
 
 
-def _make_weight_quantizer(settings: DJPQSettings) -> WeightQuantizer:
+def _make_weight_quantizer(settings: DJPQSettings, *, narrow: bool) -> WeightQuantizer:
     weights = settings.quantization.weights
+
+    def limited(bits: int) -> int:
+        return min(bits, SAFE_BITS) if narrow else bits
+
     quantizer = WeightQuantizer(
-        min_bits=weights.min_bits,
-        max_bits=weights.max_bits,
+        min_bits=limited(weights.min_bits),
+        max_bits=limited(weights.max_bits),
         learn_exponent=weights.learn_exponent,
         power_of_two=settings.quantization.power_of_two,
     )
     if weights.bits is not None:
-        quantizer.fix_bits(weights.bits)
+        quantizer.fix_bits(limited(weights.bits))
     return quantizer
 
 

@@ -213,13 +213,15 @@ class DJPQController(CompressionController):
         keep = kept_channels(self._network.analysis, self._network.gates)
         return remove(self.model, self._network.analysis, keep)
 
-    def export_model(self, path: str | PathLike[str]) -> None:
-        """Strip, and write OpenVINO IR (``.xml``) or ONNX (``.onnx``).
+    def export_model(
+        self, path: str | PathLike[str], *, opset: int | None = None, packed_weights: bool = False
+    ) -> None:
+        """Strip, and write OpenVINO IR (``.xml``) or ONNX (``.onnx``); see `djpq_nncf.export.export_model`.
 
         Raises:
             ExportError: the file cannot be written, or its suffix is neither.
         """
-        export_model(self.strip().cpu(), Path(path))
+        export_model(self.strip().cpu(), Path(path), opset=opset, packed_weights=packed_weights)
 
     @property
     def _device(self) -> torch.device:

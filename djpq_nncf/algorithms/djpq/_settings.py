@@ -8,6 +8,8 @@ from typing import Any, Literal
 from djpq_nncf.channels import ROLES, Role
 from djpq_nncf.config import ScopeSettings
 
+OverflowFix = Literal["enable", "disable", "first_layer_only"]
+
 
 @dataclass(frozen=True)
 class InitializerSettings:
@@ -86,6 +88,7 @@ class QuantizationSettings:
     enabled: bool
     beta: float | None
     power_of_two: bool
+    overflow_fix: OverflowFix
     lr_multiplier: float
     ignored_scopes: ScopeSettings
     target_scopes: ScopeSettings | None
