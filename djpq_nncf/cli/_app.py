@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from djpq_nncf.cli._errors import reports_errors
+from djpq_nncf.errors import DataError
 
 app = typer.Typer(
     name="djpq-nncf",
@@ -60,7 +61,7 @@ def inspect(
         typer.Argument(
             metavar="MODEL",
             help="`package.module:factory`, a function or class that returns the network when called without "
-            "arguments (the current folder is searched too), or `torchvision:NAME`.",
+            "arguments (the current folder is searched too), or `torchvision:NAME`; or an exported .xml or .onnx file.",
         ),
     ],
     config: Annotated[
@@ -85,10 +86,11 @@ def inspect(
         ),
     ] = None,
 ) -> None:
-    """Show what a config does to a network, without data and without training.
+    """Show what a config does to a network, without data and without training; or what an exported file holds.
 
-    Prints MACs and BOPs of each layer, the channel groups (what is pruned together) as a tree with the channels that
-    stay and the reason, and the quantizers.
+    Of a network prints MACs and BOPs of each layer, the channel groups (what is pruned together) as a tree with the
+    channels that stay and the reason, and the quantizers. Of a file the layers with bit-widths and MACs, and what it
+    says about its origin: versions, config, channels kept.
 
     Examples:
     `djpq-nncf inspect torchvision:resnet18 examples/configs/resnet18_djpq.json`
@@ -96,7 +98,18 @@ def inspect(
     `djpq-nncf inspect my_package.networks:make_network --input-shape 1,3,32,32`
 
     `djpq-nncf inspect torchvision:vit_b_16 --input-shape 1,3,224,224 --groups --dot groups.dot`
+
+    `djpq-nncf inspect model.xml`
     """
+    from djpq_nncf.cli._model import is_file
+
+    if is_file(model):
+        if groups or config or input_shape or dot:
+            raise DataError(f"'{model}' is an exported file: inspect it without a config and without options.")
+        from djpq_nncf.cli._inspect_file import inspect_file
+
+        typer.echo(inspect_file(Path(model)))
+        return
     from djpq_nncf.cli._inspect import inspect_model
     from djpq_nncf.cli._model import load_model, parse_shape
 

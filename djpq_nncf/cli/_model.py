@@ -4,6 +4,7 @@
 import importlib
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -11,7 +12,12 @@ from torch import nn
 from djpq_nncf.config import closest
 from djpq_nncf.errors import CaptureError, DataError
 
-_FORMS = "Write package.module:factory, or torchvision:resnet18."
+_FORMS = "Write package.module:factory, torchvision:resnet18, or an exported .xml or .onnx file."
+
+
+def is_file(name: str) -> bool:
+    """Does ``name`` stand for an exported file instead of a network?"""
+    return Path(name).suffix in (".xml", ".onnx")
 
 
 def load_model(name: str) -> nn.Module:

@@ -28,7 +28,7 @@ def export_model(
         path: where to write. A file there is replaced only once the new one is complete.
         input_names: default to the arguments of ``forward``.
         output_names: default to ``output`` for a single tensor, or to the keys of a returned mapping.
-        metadata: texts to store in the file.
+        metadata: texts to store in the file, besides its provenance (see :func:`read_provenance`).
 
     Raises:
         ExportError: for another suffix, an operation the format does not know, or a file that cannot be

@@ -21,6 +21,7 @@ from djpq_nncf.export import _onnx_quantize as quantize
 from djpq_nncf.export._files import complete_files
 from djpq_nncf.export._markers import NAMESPACE
 from djpq_nncf.export._program import NamedProgram, named_program, shapes_note
+from djpq_nncf.export._provenance import provenance_notes
 
 OPSET = 21
 _PROTOBUF_LIMIT = 2**31 - 1
@@ -38,7 +39,7 @@ def write_onnx(
     program = named_program(model, input_names, output_names, repeat=True)
     converted = _convert(program)
     quantize.rewrite(converted, program.layer_names)
-    notes = {**(metadata or {}), **shapes_note(program)}
+    notes = {**(metadata or {}), **provenance_notes(model, "onnx", "onnxruntime"), **shapes_note(program)}
     converted.metadata_props.update({f"{NAMESPACE}.{key}": value for key, value in notes.items()})
     proto = ir.to_proto(converted)
     if proto.ByteSize() > _PROTOBUF_LIMIT:

@@ -20,6 +20,7 @@ from djpq_nncf.errors import ExportError
 from djpq_nncf.export._files import complete_files
 from djpq_nncf.export._markers import NAMESPACE
 from djpq_nncf.export._program import NamedProgram, named_program, shapes_note
+from djpq_nncf.export._provenance import provenance_notes
 
 _WEIGHT_CODES = (-127, 127)
 # the ranges for which the CPU plugin has INT8 kernels, whatever the bit-width inside them
@@ -54,7 +55,8 @@ def write_openvino(
     _round_before_sums(converted)
     _normalize_numbers(converted)
     compress_quantize_weights_transformation(converted)
-    for key, value in ({**(metadata or {}), **shapes_note(program)}).items():
+    notes = {**(metadata or {}), **provenance_notes(model, "openvino"), **shapes_note(program)}
+    for key, value in notes.items():
         converted.set_rt_info(value, [NAMESPACE, key])
     with complete_files(path, companions=(".bin",)) as temporary:
         # OpenVINO does not notice that the disk is full: ask for the room, then look at what arrived

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from djpq_nncf.cost._recount import damaged
-from djpq_nncf.errors import ExportError
+from djpq_nncf.export._files import check_exported
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,8 @@ class Runtime(Protocol):
 
 def open_runtime(path: Path) -> Runtime:
     """Loads ``path`` in the runtime its suffix stands for."""
-    runtimes: dict[str, type[OpenVinoRuntime] | type[OnnxRuntime]] = {".xml": OpenVinoRuntime, ".onnx": OnnxRuntime}
-    if path.suffix not in runtimes:
-        raise ExportError(f"Cannot verify {path}: expected a .xml (OpenVINO IR) or an .onnx file.")
-    for needed in (path, path.with_suffix(".bin")) if path.suffix == ".xml" else (path,):
-        if not needed.is_file():
-            raise ExportError(f"Cannot verify {path}: there is no file {needed}. Export the model first.")
-    return runtimes[path.suffix](path)
+    check_exported(path, "run")
+    return OpenVinoRuntime(path) if path.suffix == ".xml" else OnnxRuntime(path)
 
 
 class OpenVinoRuntime:
