@@ -55,6 +55,12 @@ def check_exported(path: Path, verb: str) -> None:
             raise ExportError(f"Cannot {verb} {path}: there is no file {needed}. Export the model first.")
 
 
+def file_size(path: Path) -> int:
+    """Bytes on disk; an IR is two files."""
+    files = (path, path.with_suffix(".bin")) if path.suffix == ".xml" else (path,)
+    return sum(file.stat().st_size for file in files)
+
+
 def _remove(temporary: Path) -> None:
     for leftover in temporary.parent.iterdir():
         leftover.unlink()

@@ -2,7 +2,7 @@
 """Where an exported file comes from: stored in it as metadata, and read back."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -11,11 +11,10 @@ from typing import Any
 from torch import fx
 
 from djpq_nncf.cost._recount import damaged
-from djpq_nncf.export._files import check_exported
-from djpq_nncf.export._markers import NAMESPACE
+from djpq_nncf.export._notes import read_notes
 
-_CONFIG = "djpq_config"
-_LAYERS = "djpq_layers"
+_VERSIONS, _CONFIG, _LAYERS = "versions", "config", "layers"
+_META = "djpq_provenance"
 _PACKAGES = ("djpq_nncf", "torch", "nncf")
 
 
@@ -58,22 +57,23 @@ class Provenance:
 def note_config(model: fx.GraphModule, settings: Mapping[str, Any]) -> None:
     """Let a graph, and what passes make of it, remember the config that it is compressed with."""
     # a folder of the machine says nothing about the network
-    model.meta[_CONFIG] = {key: value for key, value in settings.items() if key != "log_dir"}
+    _remember(model, _CONFIG, {key: value for key, value in settings.items() if key != "log_dir"})
 
 
 def note_layers(model: fx.GraphModule, layers: Sequence[LayerProvenance]) -> None:
     """Let a stripped graph remember the bits and channels of its layers."""
-    model.meta[_LAYERS] = tuple(layers)
+    _remember(model, _LAYERS, [asdict(layer) for layer in layers])
 
 
 def provenance_notes(model: fx.GraphModule, *runtimes: str) -> dict[str, str]:
     """What to store in a file, as JSON texts: the same for the same network."""
-    notes: dict[str, Any] = {"versions": {name: version(name) for name in (*_PACKAGES, *runtimes)}}
-    if _CONFIG in model.meta:
-        notes["config"] = model.meta[_CONFIG]
-    if _LAYERS in model.meta:
-        notes["layers"] = [asdict(layer) for layer in model.meta[_LAYERS]]
+    versions = {name: version(name) for name in (*_PACKAGES, *runtimes)}
+    notes = {_VERSIONS: versions, **model.meta.get(_META, {})}
     return {key: json.dumps(value) for key, value in notes.items()}
+
+
+def _remember(model: fx.GraphModule, key: str, value: Any) -> None:
+    model.meta[_META] = {**model.meta.get(_META, {}), key: value}
 
 
 def read_provenance(path: str | Path) -> Provenance | None:
@@ -93,34 +93,15 @@ def read_provenance(path: str | Path) -> Provenance | None:
         'ANY'
     """
     path = Path(path)
-    check_exported(path, "read")
-    read: Callable[[Path], Mapping[str, str]] = _openvino_notes if path.suffix == ".xml" else _onnx_notes
+    texts = read_notes(path).texts
+    if _VERSIONS not in texts:
+        return None
     try:
-        notes = {key: json.loads(text) for key, text in read(path).items()}
-        if "versions" not in notes:
-            return None
+        found = {key: json.loads(texts[key]) for key in (_VERSIONS, _CONFIG, _LAYERS) if key in texts}
         layers = tuple(
             LayerProvenance(**{**entry, **{key: tuple(entry[key]) for key in ("in_channels", "out_channels")}})
-            for entry in notes.get("layers", ())
+            for entry in found.get(_LAYERS, ())
         )
-        return Provenance(notes["versions"], notes.get("config"), layers)
-    except Exception as error:  # OpenVINO's, protobuf's and JSON's errors share no base class
+    except (KeyError, TypeError, ValueError) as error:
         raise damaged(path, error) from error
-
-
-_KEYS = ("versions", "config", "layers")
-
-
-def _openvino_notes(path: Path) -> dict[str, str]:
-    import openvino as ov
-
-    model = ov.Core().read_model(path)
-    found = [key for key in _KEYS if model.has_rt_info([NAMESPACE, key])]
-    return {key: model.get_rt_info([NAMESPACE, key]).astype(str) for key in found}
-
-
-def _onnx_notes(path: Path) -> dict[str, str]:
-    import onnx
-
-    stored = {entry.key: entry.value for entry in onnx.load(path, load_external_data=False).metadata_props}
-    return {key: stored[f"{NAMESPACE}.{key}"] for key in _KEYS if f"{NAMESPACE}.{key}" in stored}
+    return Provenance(found[_VERSIONS], found.get(_CONFIG), layers)
