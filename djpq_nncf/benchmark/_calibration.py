@@ -22,17 +22,20 @@ class Calibration:
     """Samples for each input of a network.
 
     Attributes:
-        origin: where they come from, for whoever reads the figures.
+        source: where they come from: "random samples", "samples of images.npy".
         arrays: input -> [samples, ...], or the one value of an input without a batch dimension.
     """
 
-    origin: str
+    source: str
     arrays: Mapping[FileInput, NDArray[Any]]
 
     @property
     def count(self) -> int:
         """Number of samples."""
         return next((len(array) for port, array in self.arrays.items() if port.is_batched), 1)
+
+    def __str__(self) -> str:
+        return f"{self.count} {self.source}"
 
     def batches(self) -> Iterator[dict[str, NDArray[Any]]]:
         """Small batches by input name."""
@@ -46,8 +49,7 @@ class Calibration:
 def random_calibration(exported: Path, shape: tuple[int, ...] | None) -> Calibration:
     """Noise for the inputs of a network that was exported: INT8 is as fast as with real data, not as accurate."""
     arrays = random_inputs(exported, _RANDOM_SAMPLES, shape)
-    origin = f"{_RANDOM_SAMPLES} random samples"
-    return Calibration(origin, dict(zip(read_notes(exported).inputs, arrays, strict=True)))
+    return Calibration("random samples", dict(zip(read_notes(exported).inputs, arrays, strict=True)))
 
 
 def read_calibration(path: Path, exported: Path) -> Calibration:
@@ -71,6 +73,4 @@ def read_calibration(path: Path, exported: Path) -> Calibration:
             raise DataError(f"'{path}' holds an array of shape {list(array.shape)}; the network takes {port}.")
     if len({len(arrays[port.name]) for port in ports if port.is_batched}) > 1:
         raise DataError(f"'{path}' holds arrays with different numbers of samples.")
-    chosen = {port: arrays[port.name].astype(port.dtype) for port in ports}
-    calibration = Calibration("", chosen)
-    return Calibration(f"{calibration.count} samples of {path.name}", chosen)
+    return Calibration(f"samples of {path.name}", {port: arrays[port.name].astype(port.dtype) for port in ports})

@@ -83,7 +83,7 @@ def write_variants(
         if plan.calibration is None
         else read_calibration(plan.calibration, originals[0])
     )
-    say(f"{name}: quantizing with NNCF, ranges from {calibration.origin}")
+    say(f"{name}: quantizing with NNCF, ranges from {calibration}")
     transformer = any(operator.weight is None for operator in find_mac_operators(captured))
     target_device = "ANY" if plan.config is None else plan.config.target_device
     quantized = [folder / f"nncf{suffix}" for suffix in plan.suffixes]

@@ -173,7 +173,7 @@ def test_calibration_from_files(tmp_path: Path, exported: dict[str, Path]) -> No
     words, features = np.ones((11, 5), np.int32), np.full((11, 3), 0.5)
     np.savez(tmp_path / "two.npz", words=words, features=features)
     found = read_calibration(tmp_path / "two.npz", exported["two.xml"])
-    assert found.origin == "11 samples of two.npz"
+    assert str(found) == "11 samples of two.npz"
     batches = list(found.batches())
     assert [len(batch["words"]) for batch in batches] == [8, 3]
     np.testing.assert_array_equal(np.concatenate([batch["features"] for batch in batches]), features)
