@@ -112,7 +112,7 @@ def test_config_describes_the_input(folder: Path) -> None:
         (["a.xml", "--prune", "0.5"], "--prune is for networks"),
         (["a.xml", "--calibration", "x.npy"], "--calibration is for networks"),
         (["a.xml", "--input-shape", "1,3,9,9"], "--input-shape 1,3,9,9 does not fit"),
-        (["a.xml", "--json", "absent/times.json"], "the folder absent does not exist"),
+        (["absent.xml", "--json", "absent/times.json"], "the folder absent does not exist"),
         (["timed_networks:small", "--input-shape", "1,3,12,12", "--calibration", "x.npy"], "'x.npy' cannot be read"),
     ],
 )
