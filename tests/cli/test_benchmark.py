@@ -2,6 +2,7 @@
 """``djpq-nncf benchmark``."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -34,11 +35,19 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.fixture
-def files(folder: Path) -> list[str]:
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exported")
+    torch.manual_seed(0)
     network = capture(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval(), (torch.randn(2, 3, 8, 8),))
     for name in ("a.xml", "b.xml", "c.onnx"):
         export_model(network, folder / name)
+    return folder
+
+
+@pytest.fixture
+def files(folder: Path, exported: Path) -> list[str]:
+    shutil.copytree(exported, folder, dirs_exist_ok=True)
     return ["a.xml", "b.xml", "c.onnx"]
 
 
