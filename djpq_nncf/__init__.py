@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     )
     from djpq_nncf.config import NNCFConfig
     from djpq_nncf.errors import DjpqError
-    from djpq_nncf.export import verify_export
+    from djpq_nncf.export import read_provenance, verify_export
 
 __version__ = "0.1.0"
 
@@ -27,6 +27,7 @@ __all__ = [
     "__version__",
     "create_compressed_model",
     "load_checkpoint",
+    "read_provenance",
     "register_algorithm",
     "save_checkpoint",
     "verify_export",
@@ -35,6 +36,7 @@ __all__ = [
 _HOMES = {
     "DjpqError": "djpq_nncf.errors",
     "NNCFConfig": "djpq_nncf.config",
+    "read_provenance": "djpq_nncf.export",
     "verify_export": "djpq_nncf.export",
 }
 

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The only file that touches NNCF internals: where NNCF would put quantizers, for OpenVINO to run in INT8."""
+"""The only file that touches NNCF: where it would put quantizers, for OpenVINO to run in INT8, and its own INT8."""
 
 import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,6 +93,35 @@ def find_quantization_points(
     return tuple(points)
 
 
+def quantize_post_training(
+    model: Any, batches: Sequence[Mapping[str, Any]], *, target_device: str = "ANY", transformer: bool = False
+) -> Any:
+    """NNCF's post-training quantization, as its documentation recommends it.
+
+    Args:
+        model: an OpenVINO or ONNX model.
+        batches: calibration samples, arrays by input name.
+        target_device: one of NNCF's target devices.
+        transformer: use NNCF's scheme for transformers.
+    """
+    with quiet_imports():
+        import nncf
+    logger = logging.getLogger("nncf")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            return nncf.quantize(
+                model,
+                nncf.Dataset(batches),
+                subset_size=len(batches),
+                target_device=nncf.TargetDevice(target_device),
+                model_type=nncf.ModelType.TRANSFORMER if transformer else None,
+            )
+    finally:
+        logger.setLevel(level)
+
+
 def _fill_in_shapes(graph: Any, model: GraphModule) -> None:
     """Shapes of the outputs of an operator with several: NNCF knows them of some operators, and needs them of all."""
     values = {node.name: node.meta.get("val") for node in model.graph.nodes}
@@ -143,4 +172,4 @@ def quiet_imports() -> Iterator[None]:
             logger.setLevel(level)
 
 
-__all__ = ["QuantizationPoint", "find_quantization_points", "quiet_imports"]
+__all__ = ["QuantizationPoint", "find_quantization_points", "quantize_post_training", "quiet_imports"]

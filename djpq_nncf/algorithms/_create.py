@@ -14,6 +14,7 @@ from djpq_nncf.algorithms._registry import get_algorithm
 from djpq_nncf.capture import capture
 from djpq_nncf.config import NNCFConfig
 from djpq_nncf.errors import ConfigError
+from djpq_nncf.export import note_config
 
 
 def create_compressed_model(
@@ -65,6 +66,7 @@ def create_compressed_model(
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     args, kwargs = to_device((args, kwargs), device)
     captured = capture(model, args, kwargs, dynamic=dynamic_from_config(config.input_infos))
+    note_config(captured, config.resolved())
     build = get_algorithm(settings["algorithm"])
     controller: CompressionController = build(
         captured, settings, config=config, init_data=init_data, resuming=compression_state is not None

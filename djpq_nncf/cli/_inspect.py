@@ -7,16 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from djpq_nncf.algorithms._data import Inputs, dynamic_from_config, example_from_config
 from djpq_nncf.algorithms.djpq import CompressedNetwork, DJPQSettings, insert_gates_and_quantizers
 from djpq_nncf.capture import capture, layer_name
+from djpq_nncf.cli._model import find_inputs
 from djpq_nncf.config import NNCFConfig
 from djpq_nncf.cost import FLOAT_BITS
-from djpq_nncf.errors import ConfigError, DataError, ExportError
+from djpq_nncf.errors import ConfigError, ExportError
 from djpq_nncf.passes import ActivationPoint, decompose_attention, fold_computed_weights
 from djpq_nncf.report import groups_to_dot, render_groups, render_table
 
@@ -80,8 +79,7 @@ def inspect_model(model: nn.Module, config_path: Path | None, shape: tuple[int, 
         else NNCFConfig.from_json(config_path)
     )
     settings = _settings(config)
-    args, kwargs = _example(config, shape)
-    dynamic = dynamic_from_config(config.input_infos) if shape is None else None
+    (args, kwargs), dynamic = find_inputs(config.input_infos, shape)
     captured = fold_computed_weights(capture(model.eval(), args, kwargs, dynamic=dynamic))
     if settings.quantization.enabled:
         captured = decompose_attention(captured)  # so that the nodes are those that quantizers are placed at
@@ -94,18 +92,6 @@ def _settings(config: NNCFConfig) -> DJPQSettings:
         if entry["algorithm"] == "djpq":
             return DJPQSettings.from_dict(entry)
     raise ConfigError('$.compression: inspect needs an algorithm to show. Add {"algorithm": "djpq"}.')
-
-
-def _example(config: NNCFConfig, shape: tuple[int, ...] | None) -> Inputs:
-    if shape is not None:
-        return (torch.rand(shape),), {}
-    described = example_from_config(config.input_infos)
-    if described is None:
-        raise DataError(
-            "The shape of the network's input is not known. Pass --input-shape 1,3,224,224, or write "
-            '"input_info": {"sample_size": [1, 3, 224, 224]} in the config.'
-        )
-    return described
 
 
 def _summary(network: CompressedNetwork, name: str, parameters: int, config_path: Path | None) -> str:

@@ -4,14 +4,23 @@
 import importlib
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
-from djpq_nncf.config import closest
+from djpq_nncf.algorithms._data import Inputs, dynamic_from_config, example_from_config
+from djpq_nncf.capture import DynamicDims
+from djpq_nncf.config import InputInfo, closest
 from djpq_nncf.errors import CaptureError, DataError
 
-_FORMS = "Write package.module:factory, or torchvision:resnet18."
+_FORMS = "Write package.module:factory, torchvision:resnet18, or an exported .xml or .onnx file."
+
+
+def is_file(name: str) -> bool:
+    """Does ``name`` stand for an exported file instead of a network?"""
+    return Path(name).suffix in (".xml", ".onnx")
 
 
 def load_model(name: str) -> nn.Module:
@@ -38,6 +47,25 @@ def parse_shape(text: str) -> tuple[int, ...]:
     if len(parts) < 2 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
         raise DataError(f"--input-shape is '{text}'. Write positive numbers, batch first: 1,3,224,224.")
     return tuple(int(part) for part in parts)
+
+
+def find_inputs(
+    infos: tuple[InputInfo, ...], shape: tuple[int, ...] | None
+) -> tuple[Inputs, dict[int | str, DynamicDims] | None]:
+    """Example inputs of ``shape`` or else as ``input_info`` describes them, and what ``capture`` shall leave open.
+
+    Raises:
+        DataError: neither says.
+    """
+    if shape is not None:
+        return ((torch.rand(shape),), {}), None
+    described = example_from_config(infos)
+    if described is None:
+        raise DataError(
+            "The shape of the network's input is not known. Pass --input-shape 1,3,224,224, or write "
+            '"input_info": {"sample_size": [1, 3, 224, 224]} in the config.'
+        )
+    return described, dynamic_from_config(infos)
 
 
 def _from_torchvision(name: str) -> nn.Module:

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from djpq_nncf.benchmark import Contestant, latencies, runtime_name
 from djpq_nncf.cost import recount
-from djpq_nncf.demo._runtime import file_size, latencies, load, runtime_name
+from djpq_nncf.export import Execution, file_size, open_runtime
 from djpq_nncf.report import render_table
 
 
@@ -90,7 +91,7 @@ def compare_files(
     *,
     parameters: tuple[int, int],
     batch_sizes: tuple[int, ...] = (1, 64),
-    runs: int = 200,
+    rounds: int = 200,
 ) -> Comparison:
     """Run files on the test set and take their time; ``before[i]`` and ``after[i]`` have the same format.
 
@@ -98,10 +99,13 @@ def compare_files(
     """
     figures: tuple[list[FileFigures], list[FileFigures]] = ([], [])
     for pair in zip(before, after, strict=True):
-        networks = [load(path) for path in pair]
-        seconds = {batch: latencies(networks, images[:batch].numpy(), runs=runs) for batch in batch_sizes}
-        for position, (path, network) in enumerate(zip(pair, networks, strict=True)):
-            predicted = np.concatenate([network(chunk.numpy()).argmax(1) for chunk in images.split(256)])
+        seconds = {
+            batch: latencies([Contestant(path, [images[:batch].numpy()]) for path in pair], rounds=rounds, threads=1)
+            for batch in batch_sizes
+        }
+        for position, path in enumerate(pair):
+            runtime = open_runtime(path, Execution(threads=1))
+            predicted = np.concatenate([runtime.run([chunk.numpy()])[0].argmax(1) for chunk in images.split(256)])
             cost = recount(path)
             figures[position].append(
                 FileFigures(
@@ -111,7 +115,7 @@ def compare_files(
                     macs=cost.macs,
                     bops=cost.bops,
                     size=file_size(path),
-                    latency={batch: taken[position] for batch, taken in seconds.items()},
+                    latency={batch: taken[position].median for batch, taken in seconds.items()},
                 )
             )
     return Comparison(tuple(figures[0]), tuple(figures[1]), *parameters)

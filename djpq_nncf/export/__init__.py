@@ -1,8 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""OpenVINO IR and ONNX files of a stripped model, and the check that they compute the same."""
+"""OpenVINO IR and ONNX files of a stripped model: written, read, run, and checked to compute the same."""
 
 from djpq_nncf.export._export import export_model
+from djpq_nncf.export._files import complete_files, file_size
 from djpq_nncf.export._fold import fold_batchnorm
+from djpq_nncf.export._notes import FileInput, read_notes
+from djpq_nncf.export._provenance import LayerProvenance, Provenance, note_config, note_layers, read_provenance
+from djpq_nncf.export._runtime import Execution, Runtime, open_runtime
 from djpq_nncf.export._verify import ExportVerification, LayerExecution, verify_export
 
-__all__ = ["ExportVerification", "LayerExecution", "export_model", "fold_batchnorm", "verify_export"]
+__all__ = [
+    "Execution",
+    "ExportVerification",
+    "FileInput",
+    "LayerExecution",
+    "LayerProvenance",
+    "Provenance",
+    "Runtime",
+    "complete_files",
+    "export_model",
+    "file_size",
+    "fold_batchnorm",
+    "note_config",
+    "note_layers",
+    "open_runtime",
+    "read_notes",
+    "read_provenance",
+    "verify_export",
+]

@@ -31,7 +31,7 @@ def export_model(
         path: where to write. A file there is replaced only once the new one is complete.
         input_names: default to the arguments of ``forward``.
         output_names: default to ``output`` for a single tensor, or to the keys of a returned mapping.
-        metadata: texts to store in the file.
+        metadata: texts to store in the file, besides its provenance (see :func:`read_provenance`).
         opset: of ONNX, 13 to 25; None: 21.
         packed_weights: store weights of up to 4 bits in 4 bits (OpenVINO: those of 2 bits in 2) instead of INT8. The
             outputs stay the same and the file becomes smaller, but such layers run in float on CPUs.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes a set of files completely or not at all."""
+"""Writes a set of files completely or not at all, and tells whether they are there."""
 
 import os
 import tempfile
@@ -40,6 +40,25 @@ def complete_files(path: Path, companions: tuple[str, ...] = ()) -> Iterator[Pat
     finally:
         if temporary is not None:
             _remove(temporary)
+
+
+def check_exported(path: Path, verb: str) -> None:
+    """Is ``path`` an IR or an ONNX file that exists?
+
+    Raises:
+        ExportError: it is not; ``verb`` says what it cannot be done with.
+    """
+    if path.suffix not in (".xml", ".onnx"):
+        raise ExportError(f"Cannot {verb} {path}: expected a .xml (OpenVINO IR) or an .onnx file.")
+    for needed in (path, path.with_suffix(".bin")) if path.suffix == ".xml" else (path,):
+        if not needed.is_file():
+            raise ExportError(f"Cannot {verb} {path}: there is no file {needed}. Export the model first.")
+
+
+def file_size(path: Path) -> int:
+    """Bytes on disk; an IR is two files."""
+    files = (path, path.with_suffix(".bin")) if path.suffix == ".xml" else (path,)
+    return sum(file.stat().st_size for file in files)
 
 
 def _remove(temporary: Path) -> None:

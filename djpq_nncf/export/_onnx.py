@@ -22,6 +22,7 @@ from djpq_nncf.export._files import complete_files
 from djpq_nncf.export._markers import NAMESPACE
 from djpq_nncf.export._onnx_opset import EXPORTED, OPSETS, lower_opset
 from djpq_nncf.export._program import NamedProgram, named_program, shapes_note
+from djpq_nncf.export._provenance import provenance_notes
 
 DEFAULT_OPSET = 21
 _PACKED_OPSET = 21
@@ -56,7 +57,7 @@ def write_onnx(
         lower_opset(converted, opset)
     # what knows no later opset reads no later format either
     converted.ir_version = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset)])
-    notes = {**(metadata or {}), **shapes_note(program)}
+    notes = {**(metadata or {}), **provenance_notes(model, "onnx", "onnxruntime"), **shapes_note(program)}
     converted.metadata_props.update({f"{NAMESPACE}.{key}": value for key, value in notes.items()})
     proto = ir.to_proto(converted)
     if proto.ByteSize() > _PROTOBUF_LIMIT:

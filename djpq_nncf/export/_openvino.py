@@ -21,6 +21,7 @@ from djpq_nncf.export._files import complete_files
 from djpq_nncf.export._markers import NAMESPACE
 from djpq_nncf.export._openvino_packing import pack_weights
 from djpq_nncf.export._program import NamedProgram, named_program, shapes_note
+from djpq_nncf.export._provenance import provenance_notes
 
 _WEIGHT_CODES = (-127, 127)
 # the ranges for which the CPU plugin has INT8 kernels, whatever the bit-width inside them
@@ -58,7 +59,8 @@ def write_openvino(
     compress_quantize_weights_transformation(converted)
     if packed_weights:
         pack_weights(converted)
-    for key, value in ({**(metadata or {}), **shapes_note(program)}).items():
+    notes = {**(metadata or {}), **provenance_notes(model, "openvino"), **shapes_note(program)}
+    for key, value in notes.items():
         converted.set_rt_info(value, [NAMESPACE, key])
     with complete_files(path, companions=(".bin",)) as temporary:
         # OpenVINO does not notice that the disk is full: ask for the room, then look at what arrived

@@ -4,15 +4,16 @@
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 from numpy.typing import NDArray
 
 from djpq_nncf.cost._recount import damaged
-from djpq_nncf.errors import ExportError
+from djpq_nncf.export._files import check_exported
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,9 @@ class Runtime(Protocol):
     def run(self, inputs: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
         """Outputs in the order of the file."""
 
+    def run_many(self, inputs: Sequence[NDArray[Any]], count: int) -> None:
+        """Run ``count`` times on the same inputs, as many at once as the file was opened for."""
+
     def kernels(self, layers: Sequence[str]) -> Mapping[str, Kernel]:
         """The kernels of convs, linears and matmuls, by the name the file gives them, in the order of the file.
 
@@ -41,15 +45,30 @@ class Runtime(Protocol):
         """
 
 
-def open_runtime(path: Path) -> Runtime:
-    """Loads ``path`` in the runtime its suffix stands for."""
-    runtimes: dict[str, type[OpenVinoRuntime] | type[OnnxRuntime]] = {".xml": OpenVinoRuntime, ".onnx": OnnxRuntime}
-    if path.suffix not in runtimes:
-        raise ExportError(f"Cannot verify {path}: expected a .xml (OpenVINO IR) or an .onnx file.")
-    for needed in (path, path.with_suffix(".bin")) if path.suffix == ".xml" else (path,):
-        if not needed.is_file():
-            raise ExportError(f"Cannot verify {path}: there is no file {needed}. Export the model first.")
-    return runtimes[path.suffix](path)
+@dataclass(frozen=True)
+class Execution:
+    """How a file is run.
+
+    Attributes:
+        threads: of all requests together; None leaves it to the runtime.
+        parallel: requests at once, each with its share of the threads.
+        shapes: of the inputs, where they are known beforehand: OpenVINO is a little faster then. ONNX Runtime would
+            be as well, but its optimizer breaks quantized transformers of fixed sizes (1.32), so they stay free there.
+    """
+
+    threads: int | None = None
+    parallel: int = 1
+    shapes: Sequence[tuple[int, ...]] | None = None
+
+
+def open_runtime(path: Path, execution: Execution = Execution()) -> Runtime:
+    """Loads ``path`` in the runtime its suffix stands for.
+
+    Raises:
+        ExportError: the file is missing or damaged, or does not take inputs of these shapes.
+    """
+    check_exported(path, "run")
+    return OpenVinoRuntime(path, execution) if path.suffix == ".xml" else OnnxRuntime(path, execution)
 
 
 class OpenVinoRuntime:
@@ -59,17 +78,22 @@ class OpenVinoRuntime:
     # attention in one kernel, and much that holds no layer
     _FUSED = frozenset({"Subgraph"})
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, execution: Execution) -> None:
         import openvino as ov
 
+        # a file mapped into memory would turn its truncation into a crash
+        options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "ENABLE_MMAP": False}
+        if execution.threads is not None:
+            options |= {"INFERENCE_NUM_THREADS": execution.threads, "NUM_STREAMS": execution.parallel}
         try:
             core = ov.Core()
-            # a file mapped into memory would turn its truncation into a crash
-            self._compiled = core.compile_model(
-                core.read_model(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32", "ENABLE_MMAP": False}
-            )
+            model = core.read_model(path)
+            if execution.shapes is not None:
+                model.reshape({port: list(shape) for port, shape in zip(model.inputs, execution.shapes, strict=True)})
+            self._compiled = core.compile_model(model, "CPU", options)
         except RuntimeError as error:
             raise damaged(path, error) from error
+        self._parallel = execution.parallel
         self.name = f"OpenVINO {ov.__version__.split('-')[0]}"
         self.input_names = tuple(port.get_any_name() for port in self._compiled.inputs)
         self.input_shapes = tuple(
@@ -79,7 +103,18 @@ class OpenVinoRuntime:
 
     def run(self, inputs: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
         results = self._compiled(list(inputs))
-        return [np.array(results[port]) for port in self._compiled.outputs]
+        return [results[port] for port in self._compiled.outputs]
+
+    @cached_property
+    def _queue(self) -> Any:
+        import openvino as ov
+
+        return ov.AsyncInferQueue(self._compiled, self._parallel)
+
+    def run_many(self, inputs: Sequence[NDArray[Any]], count: int) -> None:
+        for _ in range(count):
+            self._queue.start_async(list(inputs), share_inputs=True)
+        self._queue.wait_all()
 
     def kernels(self, layers: Sequence[str]) -> dict[str, Kernel]:
         found: dict[str, Kernel] = {}
@@ -138,11 +173,16 @@ class OnnxRuntime:
     )
     _FLOAT = frozenset({"Conv", "ConvTranspose", "FusedConv", "FusedGemm", "FusedMatMul", "Gemm", "MatMul"})
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, execution: Execution) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        # threads that wait busily for the next request take the cores from whatever runs before it
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        if execution.threads is not None:
+            options.intra_op_num_threads = max(1, execution.threads // execution.parallel)
+        self._workers = ThreadPoolExecutor(execution.parallel)
         with tempfile.TemporaryDirectory() as folder:
             optimized = Path(folder) / "optimized.onnx"
             options.optimized_model_filepath = str(optimized)
@@ -161,6 +201,10 @@ class OnnxRuntime:
     def run(self, inputs: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
         results: list[NDArray[Any]] = self._session.run(None, dict(zip(self.input_names, inputs, strict=True)))
         return results
+
+    def run_many(self, inputs: Sequence[NDArray[Any]], count: int) -> None:
+        for result in [self._workers.submit(self.run, inputs) for _ in range(count)]:
+            result.result()
 
     def kernels(self, layers: Sequence[str]) -> dict[str, Kernel]:
         return {name: self._kernels[name] for name in layers if name in self._kernels}

@@ -6,10 +6,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import openvino
 import pydot
 import pytest
+import torch
+from torch import nn
 from typer.testing import CliRunner
 
+from djpq_nncf import create_compressed_model
 from djpq_nncf.cli import app
 
 NETWORKS = """
@@ -204,3 +208,43 @@ def test_shape_that_does_not_fit() -> None:
     result = inspect("inspected_networks:small", "--input-shape", "1,4,8,8")
     assert result.exit_code == 1
     assert result.stderr.startswith("Error: ")
+
+
+@pytest.fixture(params=["xml", "onnx"])
+def exported(request: pytest.FixtureRequest, folder: Path) -> str:
+    config = {"compression": {"algorithm": "djpq", "target": {"bops_ratio": 0.035}}}
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    ctrl, _ = create_compressed_model(model, config, init_data=[torch.randn(4, 3, 8, 8)])
+    ctrl.groups["0"].close([0, 1, 2])
+    ctrl.freeze()
+    ctrl.export_model(folder / f"net.{request.param}")
+    return f"net.{request.param}"
+
+
+def test_exported_file(exported: str) -> None:
+    result = inspect(exported)
+    assert result.exit_code == 0, result.output
+    lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
+    assert f"MACs per sample {36 * 5 * 27 + 16 * 4 * 45:,}" in lines
+    assert any(line.startswith("written by djpq_nncf 0.1.0, torch") for line in lines)
+    (first,) = (line for line in lines if line.startswith("0 conv2d"))
+    assert first.endswith("3 of 3 5 of 8")
+    config = json.loads(result.stdout[result.stdout.index("{") :])
+    assert config["compression"][0]["target"] == {"bops_ratio": 0.035}
+
+
+def test_file_of_something_else() -> None:
+    x = openvino.opset13.parameter([1, 3])
+    openvino.save_model(openvino.Model([openvino.opset13.relu(x)], [x]), "net.xml")
+    result = inspect("net.xml")
+    assert result.exit_code == 0, result.output
+    assert "not written by djpq_nncf" in result.stdout
+
+
+def test_file_that_is_missing_or_comes_with_options(exported: str) -> None:
+    result = inspect("absent.onnx")
+    assert result.exit_code == 1
+    assert "there is no file absent.onnx" in result.stderr
+    result = inspect(exported, "--groups")
+    assert result.exit_code == 1
+    assert "without options" in result.stderr

@@ -22,7 +22,7 @@ from djpq_nncf.algorithms.djpq._scheduler import DJPQScheduler, StrengthControll
 from djpq_nncf.algorithms.djpq._settings import DJPQSettings
 from djpq_nncf.algorithms.djpq._statistics import NNCFStatistics
 from djpq_nncf.errors import CheckpointError, DataError
-from djpq_nncf.export import export_model
+from djpq_nncf.export import export_model, note_layers
 from djpq_nncf.nn import Gates
 from djpq_nncf.passes import kept_channels, remove
 
@@ -211,7 +211,9 @@ class DJPQController(CompressionController):
             )
             self.freeze()
         keep = kept_channels(self._network.analysis, self._network.gates)
-        return remove(self.model, self._network.analysis, keep)
+        stripped = remove(self.model, self._network.analysis, keep)
+        note_layers(stripped, self.statistics().djpq.provenance())
+        return stripped
 
     def export_model(
         self, path: str | PathLike[str], *, opset: int | None = None, packed_weights: bool = False

@@ -4,6 +4,7 @@
 from dataclasses import dataclass
 
 from djpq_nncf.channels import FrozenChannels
+from djpq_nncf.export import LayerProvenance
 from djpq_nncf.report import render_table
 
 
@@ -90,6 +91,27 @@ class DJPQStatistics:
     def macs_ratio(self) -> float:
         """MACs / MACs of the original."""
         return self.macs / max(1, sum(layer.baseline_macs for layer in self.layers))
+
+    def provenance(self) -> tuple[LayerProvenance, ...]:
+        """What an exported file says about its layers; for bit-widths that are integers, after the freeze."""
+        layers = [
+            LayerProvenance(
+                layer.name,
+                layer.kind,
+                int(layer.weight_bits),
+                int(layer.activation_bits),
+                layer.in_channels,
+                layer.out_channels,
+            )
+            for layer in self.layers
+        ]
+        embeddings = [
+            LayerProvenance(
+                entry.name, "embedding", int(entry.weight_bits), None, (entry.rows, entry.rows), entry.channels
+            )
+            for entry in self.embeddings
+        ]
+        return (*layers, *embeddings)
 
     def to_str(self) -> str:
         """A table of the layers, the totals, and what could not be pruned."""
