@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The quantizer inserted into an activation."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -17,14 +19,32 @@ class ActivationQuantizer(LearnedQuantizer):
         min_bits: least bit-width that `project_` allows, at least 2.
         max_bits: greatest bit-width that `project_` allows, at most 32.
         power_of_two: quantize with the nearest bit-width of {2, 4, 8, 16, 32} while learning (Algorithm 2).
+        rectifies: upper bound of the ReLU whose place an unsigned quantizer takes: its range stays within it. Infinity
+            for a plain ReLU, None if there is none.
+
+    Raises:
+        ValueError: a signed quantizer cannot take the place of a ReLU.
     """
 
-    def __init__(self, *, signed: bool, min_bits: int = 2, max_bits: int = 8, power_of_two: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        signed: bool,
+        min_bits: int = 2,
+        max_bits: int = 8,
+        power_of_two: bool = False,
+        rectifies: float | None = None,
+    ) -> None:
         super().__init__(signed=signed, min_bits=min_bits, max_bits=max_bits, power_of_two=power_of_two)
+        if signed and rectifies is not None:
+            raise ValueError("a signed quantizer cannot take the place of a ReLU")
+        self.rectifies = rectifies
+        self.max_range = min(self.max_range, math.inf if rectifies is None else rectifies)
         self.initialize_(1.0, max_bits)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.observer is not None:
+            x = x if self.rectifies is None else x.clamp(0, self.rectifies)
             self.observer(x)
             return x
         high = self.range()

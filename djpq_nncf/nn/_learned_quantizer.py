@@ -33,6 +33,7 @@ class LearnedQuantizer(OptionalState):
         observer: while set, values pass through unchanged and are given to it (see `observe`).
         compiled: whether torch.compile makes one loop of the element-wise work in training. It pays off for tensors of
             some ten thousand values, and costs seconds once.
+        max_range: `project_` keeps the range within it.
     """
 
     fixed_bits: Tensor
@@ -49,6 +50,7 @@ class LearnedQuantizer(OptionalState):
         self.power_of_two = power_of_two
         self.observer: Callable[[Tensor], object] | None = None
         self.compiled = False
+        self.max_range = MAX_RANGE
         self.log_step = nn.Parameter(torch.zeros(()))
         self.log_range = nn.Parameter(torch.zeros(()))
         self.register_parameter("log_exponent", None)
@@ -119,7 +121,7 @@ class LearnedQuantizer(OptionalState):
         """
         if not math.isfinite(q_m):
             raise DataError(f"a quantizer cannot start from the range {q_m}: look for NaN or inf in the data")
-        q_m = min(max(q_m, MIN_RANGE), MAX_RANGE)
+        q_m = min(max(q_m, MIN_RANGE), self.max_range)
         self.log_range.fill_(math.log(q_m))
         self._reset_mapping(q_m)
         bits_tensor = torch.full_like(self.log_step, bits)
@@ -191,6 +193,7 @@ class Quantizers:
         self._signed = torch.tensor([float(q.signed) for q in self._quantizers])
         self._min_bits = torch.tensor([float(q.min_bits) for q in self._quantizers])
         self._max_bits = torch.tensor([float(q.max_bits) for q in self._quantizers])
+        self._max_log_range = torch.tensor([q.max_range for q in self._quantizers], dtype=torch.float64).log().float()
         self._power_of_two = torch.tensor([q.power_of_two for q in self._quantizers])
 
     def continuous_bits(self) -> Tensor:
@@ -220,7 +223,8 @@ class Quantizers:
             return
         # twice q_s keeps the mapped range well away from zero
         least = (2 * self._joined("small_value")).clamp_min(MIN_RANGE).log()
-        self._write("log_range", torch.maximum(self._joined("log_range"), least).clamp_max(math.log(MAX_RANGE)))
+        greatest = self._max_log_range.to(least.device)
+        self._write("log_range", torch.maximum(self._joined("log_range"), least).minimum(greatest))
         limits = math.log(functional.MIN_EXPONENT), math.log(functional.MAX_EXPONENT)
         self._write("log_exponent", self._joined("log_exponent").clamp(*limits))
         log_mapped = functional.mapped_range(*self._mapping()).log()

@@ -207,7 +207,7 @@ def _insert_on_activation(nodes: Mapping[str, Node], point: ActivationPoint, pat
     source = nodes[point.source]
     graph = source.graph
     with graph.inserting_after(source):
-        quantized = graph.call_module(path, (source,))
+        quantized = graph.call_module(path, (source.args[0] if point.rectifies else source,))
     quantized.meta["val"] = source.meta["val"]
     for user in list(source.users):
         if user is not quantized and (point.readers is None or user.name in point.readers):

@@ -13,7 +13,7 @@ from djpq_nncf.capture import to_functional
 from djpq_nncf.cost import MacOperator, factors
 from djpq_nncf.cost._dataflow import analyse_dataflow, is_floating, moved_values
 from djpq_nncf.nncf_bridge import QuantizationPoint, find_quantization_points
-from djpq_nncf.passes._sign import find_nonnegative
+from djpq_nncf.passes._sign import find_nonnegative, rectifier_bound
 
 aten = torch.ops.aten
 
@@ -28,6 +28,8 @@ class ActivationPoint:
         readers: names of the nodes that read the quantized value; None: all that read ``source``.
         signed: whether the value can be negative (for a shared quantizer: any of its values).
         is_input: whether the value is an input of the network.
+        rectifies: the value is that of a ReLU with this upper bound (infinity: none), and its quantizer takes its
+            place, for it clamps anyway; None if it does not.
     """
 
     quantizer: str
@@ -35,6 +37,7 @@ class ActivationPoint:
     readers: frozenset[str] | None
     signed: bool
     is_input: bool
+    rectifies: float | None = None
 
 
 @dataclass(frozen=True)
@@ -226,6 +229,10 @@ class _Edges:
         for edge in edges:
             names.setdefault(edge.group, edge.source.name)
         names = _unique(names)
+        bounds: dict[int, set[float | None]] = defaultdict(set)
+        for edge in edges:
+            alone = edge.readers is None or edge.readers >= {user.name for user in edge.source.users}
+            bounds[edge.group].add(rectifier_bound(edge.source) if alone else None)
         return names, tuple(
             ActivationPoint(
                 quantizer=names[edge.group],
@@ -233,6 +240,7 @@ class _Edges:
                 readers=edge.readers,
                 signed=edge.group in signed,
                 is_input=edge.source.op == "placeholder",
+                rectifies=next(iter(bounds[edge.group])) if len(bounds[edge.group]) == 1 else None,
             )
             for edge in edges
         )

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which values cannot be negative, so that an unsigned grid serves them."""
+"""Which values cannot be negative, so that an unsigned grid serves them, and which operators only see to that."""
+
+import math
 
 import torch
 from torch import nn
@@ -46,6 +48,19 @@ def find_nonnegative(model: GraphModule) -> set[str]:
             if all(source in found for source in sources) and not negative:
                 found.add(node)
     return {node.name for node in found}
+
+
+def rectifier_bound(node: Node) -> float | None:
+    """The upper bound of a ReLU, infinity for a plain one; None if the node is something else."""
+    if node.target is aten.relu.default:
+        return math.inf
+    if node.target is aten.relu6.default:
+        return 6.0
+    if node.target in (aten.hardtanh.default, aten.clamp.default) and len(node.args) == 3:
+        _, low, high = node.args
+        if isinstance(low, (int, float)) and isinstance(high, (int, float)) and low == 0 < high:
+            return float(high)
+    return None
 
 
 def _is_dropout(model: GraphModule, node: Node) -> bool:

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Quantizers stand where NNCF puts them, and nothing is said about it."""
 
+import math
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
+from torch.nn import functional
 
 from djpq_nncf.algorithms.djpq import CompressedNetwork
 from djpq_nncf.nn import ActivationQuantizer, WeightQuantizer
@@ -55,12 +58,9 @@ def test_one_quantizer_for_all_readers(resnet: CompressedNetwork) -> None:
     """A ReLU in front of a block feeds its first convolution and its sum."""
     blocks = 0
     for node in resnet.model.graph.nodes:
-        if node.target is not aten.relu.default:
-            continue
-        quantizers = [user for user in node.users if quantizer_of(resnet.model, user) is not None]
-        assert len(quantizers) == 1 == len(node.users)
-        readers = {user.target for user in quantizers[0].users}
-        blocks += readers == {aten.conv2d.default, aten.add.Tensor}
+        quantizer = quantizer_of(resnet.model, node)
+        if quantizer is not None and quantizer.rectifies:
+            blocks += {user.target for user in node.users} == {aten.conv2d.default, aten.add.Tensor}
     assert blocks == 4, "the blocks without a projection, and the first"
 
 
@@ -76,11 +76,65 @@ def test_every_layer_has_quantized_input_and_weight(resnet: CompressedNetwork) -
 
 
 def test_sign_of_the_grids(resnet: CompressedNetwork) -> None:
+    nodes = {node.name: node for node in resnet.model.graph.nodes}
     for point in resnet.placement.activations:
-        source = next(node for node in resnet.model.graph.nodes if node.name == point.source)
-        positive = source.target in (aten.relu.default, aten.max_pool2d.default, aten.adaptive_avg_pool2d.default)
+        pools = aten.max_pool2d.default, aten.adaptive_avg_pool2d.default
+        positive = point.source not in nodes or nodes[point.source].target in pools
         assert resnet.activation_quantizers[point.quantizer].signed is not positive
-        assert point.is_input == (source.op == "placeholder")
+        assert point.is_input == point.source.startswith("x")
+
+
+class Rectified(nn.Module):
+    """Ways of clipping below zero, each in front of a convolution; one value is read without a quantizer too."""
+
+    def __init__(self, clip: Callable[[Tensor], Tensor], *, read_twice: bool = False) -> None:
+        super().__init__()
+        self.clip, self.read_twice = clip, read_twice
+        self.first, self.second = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        clipped = self.clip(self.first(x))
+        return (self.second(clipped), clipped.exp()) if self.read_twice else self.second(clipped)
+
+
+@pytest.mark.parametrize(
+    ("clip", "bound"),
+    [
+        (functional.relu, math.inf),
+        (functional.relu6, 6.0),
+        (lambda x: functional.hardtanh(x, 0.0, 2.5), 2.5),
+        (lambda x: x.clamp(0, 4), 4.0),
+        (lambda x: x.clamp(-1, 4), None),
+        (lambda x: x.clamp(min=0), None),
+        (functional.silu, None),
+    ],
+)
+def test_a_quantizer_takes_the_place_of_a_relu(clip: Callable[[Tensor], Tensor], bound: float | None) -> None:
+    network = insert_into(Rectified(clip).eval(), images(), **QUANTIZATION_ONLY)
+    quantizer = next(q for name, q in network.activation_quantizers.items() if name != "x")
+    assert quantizer.rectifies == bound
+    names = {str(node.target).split(".")[1] for node in network.model.graph.nodes if node.op == "call_function"}
+    assert names == ({"conv2d"} if bound else names | {"conv2d"})
+    if bound is None:
+        return
+    x = 20 * images()[0]
+    quantizer.initialize_(min(bound, 9.0), 8)
+    assert quantizer.range().item() <= bound * (1 + 1e-6)
+    values = torch.linspace(-9, 9, 101)
+    torch.testing.assert_close(quantizer(values), clip(values), atol=0.02, rtol=0)
+    seen: list[Tensor] = []
+    with quantizer.observe(seen.append):
+        network.model(x)
+        assert torch.equal(quantizer(values), clip(values))
+    assert seen[0].min() >= 0
+    assert seen[0].max() <= bound
+
+
+def test_a_relu_that_is_read_elsewhere_stays() -> None:
+    network = insert_into(Rectified(functional.relu, read_twice=True).eval(), images(), **QUANTIZATION_ONLY)
+    targets = [node.target for node in network.model.graph.nodes]
+    assert aten.relu.default in targets
+    assert all(quantizer.rectifies is None for quantizer in network.activation_quantizers.values())
 
 
 def test_unified_scales_at_a_concatenation() -> None:

@@ -172,6 +172,7 @@ def _make_activation_quantizer(settings: DJPQSettings, point: ActivationPoint) -
         min_bits=activations.min_bits,
         max_bits=activations.max_bits,
         power_of_two=settings.quantization.power_of_two,
+        rectifies=point.rectifies,
     )
     fixed = activations.input_bits if point.is_input else activations.bits
     if fixed is not None:
