@@ -149,10 +149,9 @@ def _width(q_m: Tensor, q_s: Tensor | float) -> Tensor:
     return (q_m - q_s).clamp_min(torch.finfo(q_m.dtype).tiny)
 
 
-def _in_dtype_of(x: Tensor, *scalars: Tensor | None) -> list[Tensor]:
-    """In the type to compute in; None stays None."""
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    return [value if value is None else value.detach().to(dtype) for value in scalars]  # type: ignore[misc]
+def _grid(x: Tensor, *scalars: Tensor) -> Tensor:
+    """One tensor of all scalars, in the type to compute in."""
+    return torch.stack(scalars).to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _in_memory_order(x: Tensor, like: Tensor) -> Tensor:
@@ -174,22 +173,19 @@ def _shaped(result: Tensor, like: Tensor) -> Tensor:
 class _QuantizeActivation(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, d: Tensor, low: Tensor, high: Tensor, compiled: bool) -> Tensor:
-        ctx.save_for_backward(x, d, low, high)
-        ctx.compiled = compiled
-        values = _in_memory_order(x, x)
-        result: Tensor = loops.clamp_and_round(values, *_in_dtype_of(x, d, low, high), compiled=compiled)
+        grid = _grid(x, d, low, high)
+        ctx.save_for_backward(x, grid)
+        ctx.compiled, ctx.dtype = compiled, d.dtype
+        result: Tensor = loops.clamp_and_round(_in_memory_order(x, x), grid, compiled=compiled)
         return _shaped(result, x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, d, low, high = ctx.saved_tensors
+        x, grid = ctx.saved_tensors
         values, upstream = _in_memory_order(x, x), _in_memory_order(grads[0], x)
-        grad_x, sums = loops.clamp_and_round_backward(
-            values, upstream, *_in_dtype_of(x, d, low, high), compiled=ctx.compiled
-        )
-        of_step, of_low, of_high = sums.unbind()
-        return _shaped(grad_x, x), of_step.to(d.dtype), of_low.to(low.dtype), of_high.to(high.dtype), None
+        grad_x, sums = loops.clamp_and_round_backward(values, upstream, grid, compiled=ctx.compiled)
+        return _shaped(grad_x, x), *sums.to(ctx.dtype).unbind(), None
 
 
 class _QuantizeWeight(torch.autograd.Function):
@@ -204,43 +200,32 @@ class _QuantizeWeight(torch.autograd.Function):
         gate: Tensor | None,
         compiled: bool,
     ) -> Tensor:
-        ctx.save_for_backward(x, d, q_m, t, q_s, gate)
-        ctx.compiled = compiled
+        grid = _grid(x, d, q_m, torch.ones_like(q_m) if t is None else t, q_s)
+        if gate is not None:
+            gate = gate.detach().to(grid.dtype)
+        ctx.save_for_backward(x, grid, gate)
+        ctx.compiled, ctx.curved, ctx.dtype = compiled, t is not None, d.dtype
         values = x.detach() if gate is not None else _in_memory_order(x, x)
-        result: Tensor = loops.map_and_round(values, *_in_dtype_of(x, d, q_m, t, q_s, gate), compiled=compiled)
+        result: Tensor = loops.map_and_round(values, grid, gate, ctx.curved, compiled=compiled)
         return _shaped(result, x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, d, q_m, t, q_s, gate = ctx.saved_tensors
-        upstream = grads[0]
-        values = x.detach()
+        x, grid, gate = ctx.saved_tensors
+        values, upstream = x.detach(), grads[0]
         if gate is None:
             values, upstream = _in_memory_order(x, x), _in_memory_order(upstream, x)
-        step, largest, exponent, smallest, factors = _in_dtype_of(x, d, q_m, t, q_s, gate)
-        width = _width(largest, smallest)
+        _, q_m, t, q_s = grid.unbind()
         # Only for t < 1 is there anything to bound; for t > 1 the slope goes to zero by itself.
-        floor = (
-            None if exponent is None else torch.where(exponent < 1, width.log() + math.log(SLOPE_FLOOR), loops.LOG_ZERO)
-        )
+        floor = torch.where(t < 1, ((q_m - q_s) * SLOPE_FLOOR).log(), loops.LOG_ZERO)
         grad_x, sums = loops.map_and_round_backward(
-            values, upstream, step, largest, exponent, smallest, floor, factors, compiled=ctx.compiled
+            values, upstream, grid, floor, gate, ctx.curved, compiled=ctx.compiled
         )
-        of_step, of_range, of_exponent = sums.unbind()
-        if t is not None:
-            of_range = of_range * exponent * width ** (exponent - 1)
         grad_gate = None
         if gate is not None and ctx.needs_input_grad[5]:
-            products = loops.column_products(grad_x, x.detach(), compiled=ctx.compiled)
+            products = loops.column_products(grad_x, values, compiled=ctx.compiled)
             # What a factor of zero makes lies below q_s, where there is no gradient.
-            grad_gate = torch.where(gate == 0, 0, products / gate).to(gate.dtype)
-        return (
-            _shaped(grad_x, x),
-            of_step.to(d.dtype),
-            of_range.to(q_m.dtype),
-            None if t is None else of_exponent.to(t.dtype),
-            None,
-            grad_gate,
-            None,
-        )
+            grad_gate = torch.where(gate == 0, 0, products / gate)
+        of_step, of_range, of_exponent = sums.to(ctx.dtype).unbind()
+        return _shaped(grad_x, x), of_step, of_range, of_exponent if ctx.curved else None, None, grad_gate, None

@@ -86,12 +86,12 @@ class LearnedQuantizer(OptionalState):
 
     def step(self) -> Tensor:
         """``d``, the step size in effect: fixed, restricted to powers of two, or learned."""
+        learned = exp_scalar(self.log_step)
+        if not (self._bits or self.power_of_two):
+            return learned
         grid = (self.range(), self.exponent(), self.threshold(), self.signed)
         if self._bits:
             return functional.step_for_bits(self._bits, *grid)
-        learned = exp_scalar(self.log_step)
-        if not self.power_of_two:
-            return learned
         with torch.no_grad():
             bits = functional.nearest_power_of_two(
                 functional.continuous_bits(learned, *grid), lowest=self.min_bits, highest=self.max_bits

@@ -2,7 +2,6 @@
 """The element-wise work of the quantizers: one loop over memory if it is compiled, pieces in the cache if not."""
 
 import logging
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -45,9 +44,7 @@ class Loop:
             return self._function(*args)  # a part of what is being compiled
         if compiled and Loop.compiler_works and args[0].numel() > 1:
             try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
-                    return self._compiled(*args)
+                return self._compiled(*args)
             except Exception as error:
                 Loop.compiler_works = False
                 logger.warning(
@@ -73,54 +70,53 @@ class Loop:
         return (result, *sums) if sums else result
 
 
-def _clamp_and_round(x: Tensor, d: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    return ((x.to(d.dtype).clamp(low, high) / d).round() * d).to(x.dtype)
+def _clamp_and_round(x: Tensor, grid: Tensor) -> Tensor:
+    """``grid``: d, low, high."""
+    d, low, high = grid.unbind()
+    return ((x.to(grid.dtype).clamp(low, high) / d).round() * d).to(x.dtype)
 
 
-def _clamp_and_round_backward(x: Tensor, grad: Tensor, d: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+def _clamp_and_round_backward(x: Tensor, grad: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
     """Towards x, and [3] towards d (5), low and high (6)."""
-    values, upstream = x.to(d.dtype), grad.to(d.dtype)
+    d, low, high = grid.unbind()
+    values, upstream = x.to(grid.dtype), grad.to(grid.dtype)
     position = values.clamp(low, high) / d
     below, above = upstream * (values < low), upstream * (values > high)
     of_step = (upstream * (position.round() - position)).sum()
     return (upstream - below - above).to(x.dtype), torch.stack([of_step, below.sum(), above.sum()])
 
 
-def _map_and_round(x: Tensor, d: Tensor, q_m: Tensor, t: Tensor | None, q_s: Tensor, gate: Tensor | None) -> Tensor:
-    values = x.to(d.dtype) if gate is None else x.to(d.dtype) * gate
+def _map_and_round(x: Tensor, grid: Tensor, gate: Tensor | None, curved: bool) -> Tensor:
+    """``grid``: d, q_m, t, q_s; ``curved``: whether t is other than 1."""
+    d, q_m, t, q_s = grid.unbind()
+    values = x.to(grid.dtype) if gate is None else x.to(grid.dtype) * gate
     mapped = values.abs().clamp(q_s, q_m) - q_s
-    if t is not None:
+    if curved:
         mapped = (mapped.log() * t).exp()  # exp(t * log 0) is exactly 0, and cheaper than pow
     return ((mapped / d).round() * d).copysign(values).to(x.dtype)
 
 
 def _map_and_round_backward(
-    x: Tensor,
-    grad: Tensor,
-    d: Tensor,
-    q_m: Tensor,
-    t: Tensor | None,
-    q_s: Tensor,
-    floor: Tensor | None,
-    gate: Tensor | None,
+    x: Tensor, grad: Tensor, grid: Tensor, floor: Tensor, gate: Tensor | None, curved: bool
 ) -> tuple[Tensor, Tensor]:
-    """Towards x, and [3] towards d (5), q_m (6) but for a factor, and t (7)."""
-    values = x.to(d.dtype) if gate is None else x.to(d.dtype) * gate
-    magnitude, upstream = values.abs(), grad.to(d.dtype)
+    """Towards x, and [3] towards d (5), q_m (6) and t (7); ``floor``: bounds log(|x| - q_s) from below in the slope."""
+    d, q_m, t, q_s = grid.unbind()
+    values = x.to(grid.dtype) if gate is None else x.to(grid.dtype) * gate
+    magnitude, upstream = values.abs(), grad.to(grid.dtype)
     mapped = magnitude.clamp(q_s, q_m) - q_s
     towards = upstream * values.sign()
-    above = towards * (magnitude > q_m)
+    of_range = (towards * (magnitude > q_m)).sum()
     passed = upstream * ((magnitude >= q_s) & (magnitude <= q_m))
-    of_exponent = torch.zeros_like(d)
-    if t is not None and floor is not None:
+    of_exponent = torch.zeros_like(of_range)
+    if curved:
         log_mapped = mapped.log().clamp(min=LOG_ZERO)
         mapped = (log_mapped * t).exp()
         of_exponent = (towards * mapped * log_mapped).sum()
         passed = passed * (log_mapped.clamp(min=floor) * (t - 1)).exp() * t
+        of_range = of_range * t * (q_m - q_s) ** (t - 1)
     position = mapped / d
     of_step = (towards * (position.round() - position)).sum()
-    sums = torch.stack([of_step, above.sum(), of_exponent])
-    return (passed if gate is None else passed * gate).to(x.dtype), sums
+    return (passed if gate is None else passed * gate).to(x.dtype), torch.stack([of_step, of_range, of_exponent])
 
 
 def _column_products(x: Tensor, y: Tensor) -> Tensor:
