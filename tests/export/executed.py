@@ -1,13 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What OpenVINO executes of a saved file, and NNCF's own post-training quantization to compare with."""
+"""Networks of 8 bits, ours and those of NNCF's post-training quantization, and what OpenVINO executes of them."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import nncf
 import openvino as ov
+import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from djpq_nncf.algorithms.djpq._initialization import initialize_activation_ranges, initialize_weight_ranges
+from tests.helpers import insert_into, settings_of, strip
 
 _KEYS = ("layerType", "outputPrecisions", "primitiveType", "runtimePrecision")
 _LAYERS = frozenset({"Convolution", "Deconvolution", "FullyConnected", "MatMul"})
@@ -104,8 +110,25 @@ def write_post_training(
 ) -> None:
     """NNCF's post-training quantization of a float network, calibrated with one batch, for any batch size."""
     arrays = [x.numpy() for x in inputs]
-    converted = ov.convert_model(model.eval(), example_input=tuple(inputs) if len(inputs) > 1 else inputs[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # OpenVINO traces with what torch is about to give up
+        converted = ov.convert_model(model.eval(), example_input=tuple(inputs) if len(inputs) > 1 else inputs[0])
     converted.reshape({port: [-1, *x.shape[1:]] for port, x in zip(converted.inputs, arrays, strict=True)})
     sample = arrays if len(arrays) > 1 else arrays[0]
     quantized = nncf.quantize(converted, nncf.Dataset([sample]), subset_size=1, preset=preset)
     ov.save_model(quantized, path, compress_to_fp16=False)
+
+
+@torch.no_grad()
+def eight_bits(model: nn.Module, x: Tensor) -> GraphModule:
+    """A stripped network of 8 bits without any training: all channels, ranges of one batch, gates of various means."""
+    network = insert_into(model, x)
+    assert network.gates
+    for gate in network.gates.values():
+        gate.mu.uniform_(0.5, 1.5)
+    initializer = settings_of(initializer={"range": {"type": "min_max"}}).initializer
+    initialize_weight_ranges(network.model, network.weight_quantizers, 8, initializer)
+    initialize_activation_ranges(network.model, network.activation_quantizers, 8, [x], initializer)
+    for quantizer in (*network.weight_quantizers.values(), *network.activation_quantizers.values()):
+        quantizer.fix_bits(8)
+    return strip(network)

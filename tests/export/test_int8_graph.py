@@ -10,11 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from djpq_nncf.algorithms.djpq._initialization import initialize_activation_ranges, initialize_weight_ranges
 from djpq_nncf.capture import capture
 from djpq_nncf.export import export_model, verify_export
-from tests.export.executed import ExecutedGraph, executed_graph, write_post_training
-from tests.helpers import insert_into, randomize, settings_of, strip
+from tests.export.executed import ExecutedGraph, eight_bits, executed_graph, write_post_training
+from tests.helpers import randomize
 
 SIZE = 33
 """Odd, so that windows of pooling reach over the edge."""
@@ -180,21 +179,6 @@ def graphs(
     return case, executed_graph(folder / "ours.xml"), executed_graph(folder / "nncf.xml")
 
 
-@torch.no_grad()
-def eight_bits(model: nn.Module, image: Tensor) -> torch.fx.GraphModule:
-    """Stripped, all channels open, gates with means other than one."""
-    network = insert_into(model, image)
-    assert network.gates
-    for gate in network.gates.values():
-        gate.mu.uniform_(0.5, 1.5)
-    initializer = settings_of(initializer={"range": {"type": "min_max"}}).initializer
-    initialize_weight_ranges(network.model, network.weight_quantizers, 8, initializer)
-    initialize_activation_ranges(network.model, network.activation_quantizers, 8, [image], initializer)
-    for quantizer in (*network.weight_quantizers.values(), *network.activation_quantizers.values()):
-        quantizer.fix_bits(8)
-    return strip(network)
-
-
 def test_every_layer_runs_in_int8(graphs: tuple[Case, ExecutedGraph, ExecutedGraph]) -> None:
     _, ours, _ = graphs
     assert ours.layers
@@ -232,21 +216,16 @@ def test_epsilon_is_added_to_the_variance_of_numbers(normalize: nn.Module, tmp_p
 
 
 class Pools(nn.Module):
-    """Windows of adaptive pooling: one, as many as positions, all alike, not alike."""
+    """Adaptive pooling over all, over equal and over unequal windows, and none; max pooling over the edge."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        return tuple(F.adaptive_avg_pool2d(x, size) for size in (1, 6, (3, 2), 4))
+        averages = [F.adaptive_avg_pool2d(x, size) for size in (1, (3, 2), 4, (6, 8))]
+        windows = [(2, 2, 0), (3, 2, 0), (3, 2, 1), (2, 3, 1), (4, 3, 2), ((3, 2), (2, 3), (1, 0)), (5, 4, 0)]
+        return *averages, *(F.max_pool2d(x, *window, ceil_mode=True) for window in windows)
 
 
 def test_pools_compute_the_same(tmp_path: Path) -> None:
-    class Ceiling(nn.Module):
-        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-            options = [(2, 2, 0), (3, 2, 0), (3, 2, 1), (2, 3, 1), (4, 3, 2), ((3, 2), (2, 3), (1, 0)), (5, 4, 0)]
-            return tuple(F.max_pool2d(x, *option, ceil_mode=True) for option in options)
-
-    for model in (Pools(), Ceiling()):
-        for size in (6, 7, 9) if isinstance(model, Ceiling) else (6,):
-            x = torch.randn(2, 3, size, size + (size == 7)) - 5
-            network = capture(model, (x,))
-            export_model(network, tmp_path / "net.xml")
-            assert verify_export(tmp_path / "net.xml", network, x).max_abs_difference < 1e-5
+    x = torch.randn(2, 3, 6, 8) - 5
+    network = capture(Pools(), (x,))
+    export_model(network, tmp_path / "net.xml")
+    assert verify_export(tmp_path / "net.xml", network, x).max_abs_difference < 1e-5
