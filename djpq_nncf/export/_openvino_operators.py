@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from djpq_nncf.export._markers import NAMESPACE
 
 _aten = torch.ops.aten
-_POOLS = {
+_POOLS: dict[Any, tuple[int, Any]] = {
     _aten.adaptive_avg_pool1d.default: (1, _aten.avg_pool1d.default),
     _aten.adaptive_avg_pool2d.default: (2, _aten.avg_pool2d.default),
     _aten.adaptive_avg_pool3d.default: (3, _aten.avg_pool3d.default),
@@ -32,11 +32,14 @@ def keep_operators(graph: fx.Graph) -> None:
 def _write_average(graph: fx.Graph, node: fx.Node) -> None:
     """As a mean over all positions, or over windows that are all alike; else it stays as it is."""
     dims, pool = _POOLS[node.target]
-    source, windows = node.args
+    arguments: Any = node.args
+    source, windows = arguments
     sizes = source.meta["val"].shape[-dims:]
     if all(count == 1 for count in windows):
         node.target, node.args = _aten.mean.dim, (source, list(range(-dims, 0)), True)
-    elif all(isinstance(size, int) and size % count == 0 for size, count in zip(sizes, windows, strict=True)):
+    elif not all(isinstance(size, int) for size in (*sizes, *windows)):
+        return
+    elif all(size % count == 0 for size, count in zip(sizes, windows, strict=True)):
         widths = [size // count for size, count in zip(sizes, windows, strict=True)]
         if all(width == 1 for width in widths):
             node.replace_all_uses_with(source)
@@ -46,7 +49,8 @@ def _write_average(graph: fx.Graph, node: fx.Node) -> None:
 
 def _write_instance_norm(graph: fx.Graph, node: fx.Node) -> None:
     """As normalization over the positions of a channel, and a factor and a term for each channel."""
-    source, weight, bias, _, _, of_sample, _, epsilon = node.args[:8]
+    arguments: Any = node.args
+    source, weight, bias, _, _, of_sample, _, epsilon = arguments[:8]
     sizes = source.meta["val"].shape
     if not of_sample or not all(isinstance(size, int) for size in sizes[2:]):
         return
@@ -54,10 +58,8 @@ def _write_instance_norm(graph: fx.Graph, node: fx.Node) -> None:
         result = graph.call_function(_aten.layer_norm.default, (source, list(sizes[2:]), None, None, epsilon))
         for operator, vector in ((_aten.mul.Tensor, weight), (_aten.add.Tensor, bias)):
             if vector is not None:
-                shape = [-1, *(1,) * (len(sizes) - 2)]
-                result = graph.call_function(
-                    operator, (result, graph.call_function(_aten.view.default, (vector, shape)))
-                )
+                column = graph.call_function(_aten.view.default, (vector, [-1, *(1,) * (len(sizes) - 2)]))
+                result = graph.call_function(operator, (result, column))
     result.meta = dict(node.meta)
     node.replace_all_uses_with(result)
 
