@@ -13,7 +13,8 @@ from numpy.typing import ArrayLike
 _SIGNED_FLOAT_CODES = (-130, 130)
 _UNSIGNED_FLOAT_CODES = (0, 260)
 _CONVOLUTIONS = frozenset({"Convolution", "GroupConvolution"})
-_STORED = frozenset({"Constant"})
+# with which the plugin fuses no sum
+_SEPARATE = frozenset({"AvgPool", "Interpolate", "MaxPool"})
 
 
 def fake_quantize(x: Any, step: ArrayLike, codes: tuple[int, int]) -> ov.Node:
@@ -33,15 +34,13 @@ def round_before_sums(model: ov.Model) -> None:
     quantizer then does nothing at all. A number of levels outside its INT8 scheme keeps the first one in
     float, still inside the kernel, and the layers on either side in INT8.
 
-    Of two convolutions that are added the plugin fuses the one that is in float with the sum. The other one can
-    therefore stay in INT8.
+    Where a convolution is added to another one, or to what has a kernel of its own, the other branch can stay in INT8:
+    the plugin fuses the sum with the convolution whose result is in float.
     """
-    remaining = {node.get_name(): node for node in model.get_ordered_ops() if _only_feeds_sums(node)}
-    while remaining:
-        _, node = remaining.popitem()
-        other = _other_convolution(node)
-        if other is not None:
-            remaining.pop(other.get_name(), None)
+    staying = {name for node in model.get_ops() if node.get_type_name() == "Add" for name in _stays(node)}
+    for node in model.get_ops():
+        if not _only_feeds_sums(node) or node.get_name() in staying:
+            continue
         low, high = (node.input_value(index).get_node().data.item() for index in (3, 4))
         step = (high - low) / (node.get_attributes()["levels"] - 1)
         clamped = ops.clamp(node.input_value(0), low, high).output(0)
@@ -56,26 +55,26 @@ def _only_feeds_sums(node: ov.Node) -> bool:
     return all(target.get_node().get_type_name() == "Add" for target in node.output(0).get_target_inputs())
 
 
-def _other_convolution(node: ov.Node) -> ov.Node | None:
-    """The quantizer of the other convolution, where two of them are added and neither result is used elsewhere."""
-    targets = list(node.output(0).get_target_inputs())
-    if len(targets) != 1 or not _behind_convolution(node):
-        return None
-    sources = [value.get_node() for value in targets[0].get_node().input_values()]
-    others = [source for source in sources if source.get_name() != node.get_name()]
-    if len(others) != 1 or not _only_feeds_sums(others[0]) or not _behind_convolution(others[0]):
-        return None
-    return others[0] if len(others[0].output(0).get_target_inputs()) == 1 else None
+def _stays(addition: ov.Node) -> list[str]:
+    """The name of the quantizer, of the two that feed this sum and nothing else, that need not be in float."""
+    quantizers = [value.get_node() for value in addition.input_values()]
+    if not all(_only_feeds_sums(node) and len(node.output(0).get_target_inputs()) == 1 for node in quantizers):
+        return []
+    kernels = [_kernel(node) for node in quantizers]
+    for stays, rounds in ((0, 1), (1, 0)):
+        if kernels[stays] in _CONVOLUTIONS | _SEPARATE and kernels[rounds] in _CONVOLUTIONS:
+            return [quantizers[stays].get_name()]
+    return []
 
 
-def _behind_convolution(node: ov.Node) -> bool:
-    """Whether the plugin computes a quantizer in the kernel of a convolution: between them are constants only."""
-    while node.get_type_name() not in _CONVOLUTIONS:
-        computed = [value for value in node.input_values() if value.get_node().get_type_name() not in _STORED]
+def _kernel(node: ov.Node) -> str:
+    """What the plugin computes a quantizer with: the operation behind which there are only constants and itself."""
+    while node.get_type_name() not in _CONVOLUTIONS | _SEPARATE:
+        computed = [value for value in node.input_values() if value.get_node().get_type_name() != "Constant"]
         if len(computed) != 1 or len(computed[0].get_target_inputs()) != 1:
-            return False
+            break
         node = computed[0].get_node()
-    return True
+    return str(node.get_type_name())
 
 
 def normalize_numbers(model: ov.Model) -> None:

@@ -101,20 +101,20 @@ class LinearBottlenecks(nn.Module):
 
 
 class Upsampling(nn.Module):
-    """Down and up again: transposed convolution, interpolation, concatenation with what was there before."""
+    """Down and up again: transposed convolution, interpolation, sum and concatenation with what was there before."""
 
     def __init__(self) -> None:
         super().__init__()
         self.before, self.down = _conv(3, 16, activation=nn.SiLU()), _conv(16, 32, activation=nn.ReLU(), stride=3)
         self.up, self.norm = nn.ConvTranspose2d(32, 16, 3, stride=3, bias=False), nn.BatchNorm2d(16)
         self.skip, self.head = _conv(48, 16, activation=nn.ReLU()), nn.Conv2d(16, 5, 1)
-        self.small = _conv(32, 16, activation=nn.ReLU())
+        self.small, self.lateral, self.near = nn.Conv2d(32, 16, 1), nn.Conv2d(16, 16, 1), nn.Conv2d(16, 16, 3, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         before = self.before(x)
         down = self.down(before)
         up = F.relu(self.norm(self.up(down)))
-        near = F.interpolate(self.small(down), scale_factor=3.0)
+        near = self.near(self.lateral(before) + F.interpolate(self.small(down), scale_factor=3.0))
         return self.head(self.skip(torch.cat([before, up, near], 1)))
 
 
