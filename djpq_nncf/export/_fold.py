@@ -118,7 +118,8 @@ def _fold(model: fx.GraphModule, node: fx.Node, batchnorm: _BatchNorm) -> None:
 
     graph = model.graph
     with graph.inserting_before(layer):
-        path = _free_path(model, weight_path, weight_node)
+        shared = len(_argument(layer, 1).users) > 1  # the other layer reads what is there now
+        path = _free_path(model, weight_path, None if shared else weight_node)
         _set_tensor(model, path, new_weight.to(weight.dtype))
         new_weight_node = _get_attr(graph, path, weight_node)
         if new_quantizer is not None:

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import openvino as ov
 import openvino.opset13 as ops
-from numpy.typing import ArrayLike
 from openvino._offline_transformations import compress_quantize_weights_transformation
 from openvino.frontend.pytorch import ConversionExtension
 from torch import fx
@@ -19,6 +18,8 @@ from torch import fx
 from djpq_nncf.errors import ExportError
 from djpq_nncf.export._files import complete_files
 from djpq_nncf.export._markers import NAMESPACE
+from djpq_nncf.export._openvino_kernels import fake_quantize, normalize_numbers, pad_pools, round_before_sums
+from djpq_nncf.export._openvino_operators import convert_prelu, keep_operators
 from djpq_nncf.export._openvino_packing import pack_weights
 from djpq_nncf.export._program import NamedProgram, named_program, shapes_note
 from djpq_nncf.export._provenance import provenance_notes
@@ -27,9 +28,6 @@ _WEIGHT_CODES = (-127, 127)
 # the ranges for which the CPU plugin has INT8 kernels, whatever the bit-width inside them
 _SIGNED_CODES = (-128, 127)
 _UNSIGNED_CODES = (0, 255)
-# ranges for which it has none
-_SIGNED_FLOAT_CODES = (-130, 130)
-_UNSIGNED_FLOAT_CODES = (0, 260)
 _LAYER_TYPES = frozenset(
     {"Convolution", "GroupConvolution", "ConvolutionBackpropData", "GroupConvolutionBackpropData", "MatMul"}
 )
@@ -52,10 +50,12 @@ def write_openvino(
 ) -> None:
     """Writes ``path`` (.xml) with its .bin."""
     program = named_program(model, input_names, output_names, repeat=False)
+    keep_operators(program.program.graph)
     converted = _convert(program)
     _name_layers(converted, program.layer_names)
-    _round_before_sums(converted)
-    _normalize_numbers(converted)
+    pad_pools(converted)
+    round_before_sums(converted)
+    normalize_numbers(converted)
     compress_quantize_weights_transformation(converted)
     if packed_weights:
         pack_weights(converted)
@@ -75,6 +75,7 @@ def _convert(program: NamedProgram) -> ov.Model:
         ConversionExtension(f"{NAMESPACE}.name_weight.default", _convert_name),
         ConversionExtension(f"{NAMESPACE}.multiply.default", _convert_product),
         ConversionExtension("aten.index_select.default", _convert_selection),
+        ConversionExtension(f"{NAMESPACE}.prelu.default", convert_prelu),
     ]
     try:
         with warnings.catch_warnings():
@@ -113,7 +114,7 @@ def _convert_weight(context: Any) -> list[Any]:
     weight, step = context.get_input(0), context.get_input(1).get_node().data
     if step.ndim:
         step = step.reshape(-1, *(1,) * (len(weight.get_partial_shape()) - 1))
-    node = _fake_quantize(weight, step, _WEIGHT_CODES)
+    node = fake_quantize(weight, step, _WEIGHT_CODES)
     node.set_friendly_name(f"{_LAYER}{context.get_values_from_const_input(3)}")
     return list(node.outputs())
 
@@ -124,7 +125,7 @@ def _convert_activation(context: Any) -> list[Any]:
     container = _SIGNED_CODES if lowest < 0 else _UNSIGNED_CODES
     if (lowest, highest) != container:
         x = ops.clamp(x, lowest * step, highest * step).output(0)
-    return list(_fake_quantize(x, step, container).outputs())
+    return list(fake_quantize(x, step, container).outputs())
 
 
 def _convert_name(context: Any) -> list[Any]:
@@ -148,50 +149,6 @@ def _convert_selection(context: Any) -> list[Any]:
     x, dim, index = context.get_input(0), context.get_values_from_const_input(1), context.get_input(2)
     rank = x.get_partial_shape().rank.get_length()
     return list(ops.gather(x, index, ops.constant(np.int64(dim % rank - rank))).outputs())
-
-
-def _fake_quantize(x: Any, step: ArrayLike, codes: tuple[int, int]) -> ov.Node:
-    lowest, highest = codes
-    low = np.asarray(lowest * np.asarray(step), dtype=np.float32)
-    high = np.asarray(highest * np.asarray(step), dtype=np.float32)
-    node: ov.Node = ops.fake_quantize(x, low, high, low, high, highest - lowest + 1)
-    return node
-
-
-def _round_before_sums(model: ov.Model) -> None:
-    """Makes quantizers which only feed additions round.
-
-    The CPU plugin fuses convolution, FakeQuantize, the addition of the other branch and the next
-    FakeQuantize into one kernel, and leaves rounding to the conversion of the result: the first
-    quantizer then does nothing at all. A number of levels outside its INT8 scheme keeps the first one in
-    float, still inside the kernel, and the layers on either side in INT8.
-    """
-    for node in model.get_ops():
-        is_weight = node.inputs() and node.input_value(0).get_node().get_type_name() == "Constant"
-        if node.get_type_name() != "FakeQuantize" or is_weight:
-            continue
-        targets = node.output(0).get_target_inputs()
-        if any(target.get_node().get_type_name() != "Add" for target in targets):
-            continue
-        low, high = (node.input_value(index).get_node().data.item() for index in (3, 4))
-        step = (high - low) / (node.get_attributes()["levels"] - 1)
-        clamped = ops.clamp(node.input_value(0), low, high).output(0)
-        codes = _SIGNED_FLOAT_CODES if low < 0 else _UNSIGNED_FLOAT_CODES
-        rounding = _fake_quantize(clamped, step, codes)
-        for target in targets:
-            target.replace_source_output(rounding.output(0))
-
-
-def _normalize_numbers(model: ov.Model) -> None:
-    """Puts a minimum that changes nothing in front of normalization.
-
-    The CPU plugin carries the scale of codes behind it, where it drops out, and so adds epsilon to the variance of the
-    codes. It carries no scale through a minimum.
-    """
-    for node in model.get_ops():
-        if node.get_type_name() == "MVN":
-            bounded = ops.minimum(node.input_value(0), np.finfo(np.float32).max)
-            node.input(0).replace_source_output(bounded.output(0))
 
 
 def _name_layers(model: ov.Model, names: Sequence[str]) -> None:

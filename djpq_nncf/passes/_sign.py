@@ -15,10 +15,11 @@ _MAKES = {
     aten.softplus.default, aten.sqrt.default, aten.square.default,
 }  # fmt: skip
 _KEEPS = {
-    aten.adaptive_avg_pool1d.default, aten.adaptive_avg_pool2d.default, aten.add.Tensor, aten.avg_pool2d.default,
-    aten.cat.default, aten.clone.default, aten.contiguous.default, aten.div.Tensor, aten.expand.default,
-    aten.flatten.using_ints, aten.index.Tensor, aten.masked_fill.Scalar, aten.max_pool1d.default,
-    aten.max_pool2d.default, aten.mean.dim, aten.mul.Tensor, aten.permute.default, aten.reshape.default,
+    aten.adaptive_avg_pool1d.default, aten.adaptive_avg_pool2d.default, aten.adaptive_avg_pool3d.default,
+    aten.add.Tensor, aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default, aten.cat.default,
+    aten.clone.default, aten.contiguous.default, aten.div.Tensor, aten.expand.default, aten.flatten.using_ints,
+    aten.index.Tensor, aten.masked_fill.Scalar, aten.max_pool1d.default, aten.max_pool2d.default,
+    aten.max_pool3d.default, aten.mean.dim, aten.mul.Tensor, aten.permute.default, aten.reshape.default,
     aten.select.int, aten.slice.Tensor, aten.squeeze.dim, aten.transpose.int, aten.unflatten.int,
     aten.unsqueeze.default, aten.upsample_bilinear2d.vec, aten.upsample_nearest2d.vec, aten.view.default,
 }  # fmt: skip

@@ -10,6 +10,8 @@ from djpq_nncf.capture import capture
 from djpq_nncf.export import fold_batchnorm
 from djpq_nncf.nn._frozen import FrozenWeightQuantizer
 from tests.export.helpers import NETS, Temporal, randomize, strip
+from tests.helpers import insert_into, random_bits
+from tests.helpers import strip as remove_channels
 
 
 def _batchnorms(model: fx.GraphModule) -> int:
@@ -91,3 +93,27 @@ def test_shared_weights_and_shared_outputs() -> None:
 
     torch.testing.assert_close(folded(x), model(x), rtol=1e-5, atol=1e-5)
     assert _batchnorms(folded) == 1
+
+
+class _Repeated(nn.Module):
+    """One convolution and its BatchNorm, applied twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(self.norm(self.conv(x)).relu()))
+
+
+def test_a_quantized_weight_that_two_layers_read() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 4, 8, 8)
+    network = insert_into(randomize(_Repeated()).eval(), x, pruning={"enabled": False})
+    random_bits(network, 0, x)
+    stripped = remove_channels(network)
+
+    folded = fold_batchnorm(stripped)
+
+    torch.testing.assert_close(folded(x), stripped(x), rtol=1e-5, atol=1e-5)
+    assert _batchnorms(folded) == 0

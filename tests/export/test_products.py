@@ -203,13 +203,14 @@ class Inferred(nn.Module):
 
 def test_openvino_knows_all_sizes_but_the_batch(tmp_path: Path) -> None:
     export_model(capture(Inferred(), (torch.randn(2, LENGTH, WIDTH),)), tmp_path / "net.xml")
-    shapes = [
-        node.output(0).get_partial_shape()
-        for node in ov.Core().read_model(tmp_path / "net.xml").get_ops()
-        if node.get_type_name() == "MatMul"
-    ]
+    nodes = ov.Core().read_model(tmp_path / "net.xml").get_ops()
+    shapes = [node.output(0).get_partial_shape() for node in nodes if node.get_type_name() == "MatMul"]
     assert len(shapes) == 4
     assert all(size.is_static for shape in shapes for size in list(shape)[1:])
+    # written as numbers, from which nothing but the batch has to be inferred
+    views = [node.input_value(1).get_node() for node in nodes if node.get_type_name() == "Reshape"]
+    assert [view.get_type_name() for view in views] == ["Constant", "Constant"]
+    assert sorted(view.data.tolist()[1:] for view in views) == [[LENGTH, WIDTH // 4, 4], [LENGTH, WIDTH]]
 
 
 class Embedded(nn.Module):

@@ -31,6 +31,7 @@ CASES: dict[str, tuple[Callable[[Tensor], Tensor], bool]] = {
     "hardtanh": (nn.functional.hardtanh, False),
     "hardswish": (nn.functional.hardswish, False),
     "pooled": (lambda x: nn.functional.max_pool2d(x.relu(), 2), True),
+    "pooled in three dimensions": (lambda x: nn.functional.adaptive_avg_pool3d(x.relu(), 1), True),
     "masked with zero": (lambda x: x.softmax(1).masked_fill(x > 0, 0.0), True),
     "masked with less": (lambda x: x.relu().masked_fill(x > 0, -1.0), False),
     "picked by signed indices": (lambda x: x.relu()[:, torch.tensor([-1, 0])], True),
