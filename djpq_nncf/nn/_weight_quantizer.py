@@ -8,7 +8,7 @@ from djpq_nncf.nn._frozen import FrozenWeightQuantizer
 from djpq_nncf.nn._functional import quantize_weight
 from djpq_nncf.nn._learned_quantizer import LearnedQuantizer, exp_scalar
 
-SMALL_VALUE_SHARE = 1e-3
+SMALL_VALUE_SHARE = 1e-6
 
 
 class WeightQuantizer(LearnedQuantizer):
@@ -21,7 +21,7 @@ class WeightQuantizer(LearnedQuantizer):
         power_of_two: quantize with the nearest bit-width of {2, 4, 8, 16, 32} while learning (Algorithm 2).
 
     Attributes:
-        small_value: ``q_s``, a buffer: 1e-3 of the range at `initialize_`.
+        small_value: ``q_s``, a buffer: 1e-6 of the range at `initialize_`.
     """
 
     small_value: Tensor

@@ -70,6 +70,7 @@ def test_algorithm_alone_is_enough() -> None:
         "initializer": {
             "range": {"num_init_samples": 256, "type": "mse", "params": {"percentile": 99.99}},
             "batchnorm_adaptation": {"num_bn_adaptation_samples": 2048},
+            "bias_correction": {"num_bias_correction_samples": 256},
         },
     }
 

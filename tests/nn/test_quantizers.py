@@ -30,7 +30,7 @@ def test_initialize(kind: str, bits: float) -> None:
     assert quantizer.continuous_bits().item() == pytest.approx(bits, abs=1e-4)
     assert quantizer.bits is None
     if isinstance(quantizer, WeightQuantizer):
-        assert quantizer.small_value.item() == pytest.approx(0.37e-3)
+        assert quantizer.small_value.item() == pytest.approx(0.37e-6)
 
 
 @pytest.mark.parametrize("q_m", [0.0, -1.0, 1e-30, 1e30])

@@ -3,6 +3,7 @@
 
 import warnings
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch.fx import GraphModule
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from djpq_nncf.algorithms._batchnorm import reestimate_batchnorm
+from djpq_nncf.algorithms._bias_correction import correct_biases
 from djpq_nncf.algorithms._contract import CompressionController, CompressionStage
 from djpq_nncf.algorithms.djpq._freezing import TOLERANCE, Decision
 from djpq_nncf.algorithms.djpq._groups import PrunableGroup
@@ -122,6 +124,7 @@ class DJPQController(CompressionController):
     def freeze(self) -> None:
         """Decide channels and integer bits, within the target; end the noise; re-estimate BatchNorm statistics.
 
+        A network that was only quantized, without a step of training, gets its biases corrected instead.
         The schedule calls it at ``schedule.freeze_epoch``. The epochs that follow fine-tune the weights.
 
         Raises:
@@ -141,17 +144,26 @@ class DJPQController(CompressionController):
         for quantizer, width in zip(self._bits.quantizers.values(), bits.tolist(), strict=True):
             quantizer.fix_bits(int(width))
         network.tighten_weight_ranges()
-        samples = self._settings.initializer.num_bn_adaptation_samples
-        if self._data is not None:
-            reestimate_batchnorm(self.model, self._data, samples)
-        elif samples and any(isinstance(module, _BatchNorm) for module in self.model.modules()):
-            warnings.warn(
-                "The model is frozen without init_data, so its BatchNorm statistics are not re-estimated. Pass "
-                "init_data to create_compressed_model, also when resuming.",
-                stacklevel=2,
-            )
+        self._adapt_means(only_quantized=self.scheduler.global_step == 0 and bool(keep.all()))
         self._frozen = True
         self._warn_if_off_target()
+
+    def _adapt_means(self, *, only_quantized: bool) -> None:
+        """Re-estimate BatchNorm statistics; those of the original weights hold, but for what quantization shifts."""
+        initializer = self._settings.initializer
+        samples = initializer.num_bias_correction_samples if only_quantized else initializer.num_bn_adaptation_samples
+        if self._data is None:
+            if samples and any(isinstance(module, _BatchNorm) for module in self.model.modules()):
+                warnings.warn(
+                    "The model is frozen without init_data, so its BatchNorm statistics are not adapted. Pass "
+                    "init_data to create_compressed_model, also when resuming.",
+                    stacklevel=3,
+                )
+        elif only_quantized:
+            quantizers = self._network.weight_quantizers.values(), self._network.activation_quantizers.values()
+            correct_biases(self.model, chain(*quantizers), self._data, samples)
+        else:
+            reestimate_batchnorm(self.model, self._data, samples)
 
     def compression_stage(self) -> CompressionStage:
         """Uncompressed before the first step, fully compressed once frozen."""

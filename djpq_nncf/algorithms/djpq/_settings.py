@@ -19,6 +19,7 @@ class InitializerSettings:
     range_type: Literal["mse", "min_max", "percentile"]
     percentile: float
     num_bn_adaptation_samples: int
+    num_bias_correction_samples: int
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> "InitializerSettings":
@@ -29,6 +30,7 @@ class InitializerSettings:
             range_type=ranges["type"],
             percentile=ranges["params"]["percentile"],
             num_bn_adaptation_samples=settings["batchnorm_adaptation"]["num_bn_adaptation_samples"],
+            num_bias_correction_samples=settings["bias_correction"]["num_bias_correction_samples"],
         )
 
 

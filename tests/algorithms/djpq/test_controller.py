@@ -2,6 +2,7 @@
 """The contract that a training loop relies on."""
 
 import copy
+import warnings
 from typing import Any
 
 import pytest
@@ -328,6 +329,7 @@ def test_batchnorm_is_reestimated_at_the_freeze() -> None:
     """Statistics are those of the data, whatever they were before."""
     data = batches()
     controller, compressed = compress(NETWORKS["plain"](), data)
+    controller.scheduler.step()
     norm = compressed.get_submodule("bn1")
     assert isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None
     norm.running_mean.fill_(100.0)
@@ -344,6 +346,30 @@ def test_batchnorm_is_reestimated_at_the_freeze() -> None:
     torch.testing.assert_close(norm.running_mean, expected, rtol=1e-3, atol=1e-4)
     assert norm.momentum == 0.1
     assert norm.num_batches_tracked == len(data)
+
+
+@pytest.mark.parametrize("case", ["untrained", "trained", "closed", "no data", "switched off"])
+def test_statistics_that_still_hold_are_corrected_at_the_freeze(case: str) -> None:
+    """Of a network that was only quantized. Statistics of the data alone would replace those of the training."""
+    data = batches()
+    samples = 0 if case == "switched off" else 256
+    initializer = {"bias_correction": {"num_bias_correction_samples": samples}}
+    controller, compressed = compress(NETWORKS["plain"](), data, pruning={"gamma": 0}, initializer=initializer)
+    norm = compressed.get_submodule("bn1")
+    assert isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None
+    norm.running_mean.fill_(100.0)
+    if case == "trained":
+        controller.scheduler.step()
+    elif case == "closed":
+        next(iter(controller.groups.values())).close([0])
+    elif case == "no data":
+        controller._data = None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        controller.freeze()
+    changed = bool((norm.running_mean != 100.0).any())
+    assert changed == (case not in ("no data", "switched off"))
+    assert bool((norm.running_mean < 50).all()) == (case in ("trained", "closed"))
 
 
 def test_unused_weight_range_is_given_up_at_the_freeze() -> None:
