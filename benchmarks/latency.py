@@ -133,19 +133,18 @@ def main() -> None:
     variants = (
         [(0.3, n) for n in (1, 2, 4, 8, 16, 32)] if arguments.multiples else [(0.0, 1), (0.3, 1), (0.3, 8), (0.5, 1)]
     )
-    rows = []
     for name in arguments.models:
         with tempfile.TemporaryDirectory() as folder:
             suffixes = [RUNTIMES[runtime] for runtime in arguments.runtimes]
             entries = list(write_files(name, variants, suffixes, Path(folder), by_hand=not arguments.multiples))
             result = run_benchmark(entries, rounds=arguments.rounds, threads=arguments.threads)
-        rows += table_rows(result)
-        print(markdown_table(HEADER, rows[-len(entries) :], text_columns=4), flush=True)
-    if not arguments.no_page:
-        title = "Channel counts that pay" if arguments.multiples else "Latency"
-        command = "python benchmarks/latency.py" + (" --multiples" if arguments.multiples else "")
-        conditions = f"random weights, 224x224, {arguments.threads} threads, {arguments.rounds} rounds, on {machine()}"
-        write_section(title, f"`{command}`, {conditions}.\n\n{markdown_table(HEADER, rows, text_columns=4)}")
+        table = markdown_table(HEADER, table_rows(result), text_columns=4)
+        print(table, flush=True)
+        if not arguments.no_page:
+            title = f"Channel counts that pay: {name}" if arguments.multiples else f"Latency: {name}"
+            command = "python benchmarks/latency.py" + (" --multiples" if arguments.multiples else "")
+            conditions = f"random weights, 224x224, {arguments.threads} threads, {arguments.rounds} rounds, {machine()}"
+            write_section(title, f"`{command}`: {conditions}.\n\n{table}")
 
 
 if __name__ == "__main__":

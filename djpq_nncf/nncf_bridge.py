@@ -94,7 +94,12 @@ def find_quantization_points(
 
 
 def quantize_post_training(
-    model: Any, batches: Sequence[Mapping[str, Any]], *, target_device: str = "ANY", transformer: bool = False
+    model: Any,
+    batches: Sequence[Mapping[str, Any]],
+    *,
+    target_device: str = "ANY",
+    transformer: bool = False,
+    activations_per_channel: bool = True,
 ) -> Any:
     """NNCF's post-training quantization, as its documentation recommends it.
 
@@ -103,9 +108,15 @@ def quantize_post_training(
         batches: calibration samples, arrays by input name.
         target_device: one of NNCF's target devices.
         transformer: use NNCF's scheme for transformers.
+        activations_per_channel: let NNCF give the input of a depthwise convolution a scale for each channel.
     """
     with quiet_imports():
         import nncf
+        from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, QuantizationParameters
+    per_channel = None if activations_per_channel else False
+    advanced = AdvancedQuantizationParameters(
+        activations_quantization_params=QuantizationParameters(per_channel=per_channel)
+    )
     logger = logging.getLogger("nncf")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -117,6 +128,7 @@ def quantize_post_training(
                 subset_size=len(batches),
                 target_device=nncf.TargetDevice(target_device),
                 model_type=nncf.ModelType.TRANSFORMER if transformer else None,
+                advanced_parameters=advanced,
             )
     finally:
         logger.setLevel(level)

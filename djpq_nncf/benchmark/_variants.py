@@ -107,7 +107,12 @@ def quantize_file(
     read, write = _openvino_files() if source.suffix == ".xml" else _onnx_files()
     try:
         quantized = quantize_post_training(
-            read(source), list(calibration.batches()), target_device=target_device, transformer=transformer
+            read(source),
+            list(calibration.batches()),
+            target_device=target_device,
+            transformer=transformer,
+            # ONNX Runtime (1.32) fails where a convolution's input has a scale for each channel
+            activations_per_channel=source.suffix == ".xml",
         )
     except Exception as error:  # NNCF lets errors of every kind escape
         raise ExportError(
