@@ -22,8 +22,6 @@ def keep_operators(graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         if node.target in _POOLS:
             _write_average(graph, node)
-        elif node.target is _aten.instance_norm.default:
-            _write_instance_norm(graph, node)
         elif node.target is _aten.prelu.default:
             node.target = torch.ops.djpq_nncf.prelu.default
     graph.eliminate_dead_code()
@@ -45,23 +43,6 @@ def _write_average(graph: fx.Graph, node: fx.Node) -> None:
             node.replace_all_uses_with(source)
         else:
             node.target, node.args = pool, (source, widths, widths)
-
-
-def _write_instance_norm(graph: fx.Graph, node: fx.Node) -> None:
-    """As normalization over the positions of a channel, and a factor and a term for each channel."""
-    arguments: Any = node.args
-    source, weight, bias, _, _, of_sample, _, epsilon = arguments[:8]
-    sizes = source.meta["val"].shape
-    if not of_sample or not all(isinstance(size, int) for size in sizes[2:]):
-        return
-    with graph.inserting_before(node):
-        result = graph.call_function(_aten.layer_norm.default, (source, list(sizes[2:]), None, None, epsilon))
-        for operator, vector in ((_aten.mul.Tensor, weight), (_aten.add.Tensor, bias)):
-            if vector is not None:
-                column = graph.call_function(_aten.view.default, (vector, [-1, *(1,) * (len(sizes) - 2)]))
-                result = graph.call_function(operator, (result, column))
-    result.meta = dict(node.meta)
-    node.replace_all_uses_with(result)
 
 
 @torch.library.custom_op(f"{NAMESPACE}::prelu", mutates_args=())

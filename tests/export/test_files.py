@@ -2,6 +2,7 @@
 """Names, batch size, metadata and size of the files; nothing partial is left behind."""
 
 import errno
+import gc
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -149,6 +150,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     if mounted.returncode:
         pytest.skip("mounting a small disk is not permitted here")
     yield tmp_path
+    gc.collect()  # an error that was caught may still hold the file in memory
     subprocess.run(["umount", str(tmp_path)], check=True)
 
 

@@ -198,13 +198,10 @@ def test_gates_and_batchnorm_are_part_of_the_layers(graphs: tuple[Case, Executed
     assert not ours.of("Subgraph")
 
 
-@pytest.mark.parametrize(
-    "normalize", [nn.GroupNorm(4, 16), nn.InstanceNorm2d(16, affine=True)], ids=["group", "instance"]
-)
-def test_epsilon_is_added_to_the_variance_of_numbers(normalize: nn.Module, tmp_path: Path) -> None:
+def test_epsilon_is_added_to_the_variance_of_numbers(tmp_path: Path) -> None:
     """Small numbers have large codes, of which epsilon is no part at all."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 16, 3), normalize, nn.Conv2d(16, 8, 3))
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.GroupNorm(4, 16), nn.Conv2d(16, 8, 3))
     for parameter in model[0].parameters():
         parameter.data *= 0.01
     image = torch.randn(4, 3, SIZE, SIZE)
