@@ -3,6 +3,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,17 +19,24 @@ from djpq_nncf.nn import ActivationQuantizer, WeightQuantizer, signed_levels, un
 _VALUES_PER_BATCH = 1 << 16
 _CANDIDATES = 64
 _SMALLEST_SHARE = 0.05
+_BITS_FOR_ALL_WEIGHTS = 8
 
 
 def initialize_weight_ranges(
     model: GraphModule, quantizers: Mapping[str, nn.Module], initial_bits: int, settings: InitializerSettings
 ) -> None:
-    """Range of each weight quantizer from the weight itself."""
+    """Range of each weight quantizer from the weight itself.
+
+    With 8 bits ``mse`` keeps all of it: rounding errors average out in a layer's sum, those of clipped weights do not,
+    and there are levels enough.
+    """
+    whole = replace(settings, range_type="min_max")
     for name, quantizer in quantizers.items():
         assert isinstance(quantizer, WeightQuantizer)
         weight = model.get_parameter(name).detach()
         bits = quantizer.bits or initial_bits
-        quantizer.initialize_(find_range([weight.flatten()], bits, True, settings), bits)
+        estimator = whole if settings.range_type == "mse" and bits >= _BITS_FOR_ALL_WEIGHTS else settings
+        quantizer.initialize_(find_range([weight.flatten()], bits, True, estimator), bits)
 
 
 @torch.no_grad()

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ranges that quantizers start from."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from djpq_nncf.algorithms.djpq._initialization import find_range, initialize_weight_ranges
+from tests.helpers import images, insert_into, settings_of
+
+
+def with_outlier() -> Tensor:
+    """Normal values, and one far away."""
+    values = torch.randn(500, generator=torch.Generator().manual_seed(0))
+    values[7] = -20.0
+    return values
+
+
+def estimate(values: Tensor, bits: int, **settings: Any) -> float:
+    return find_range(
+        [values[:100], values[100:]], bits, True, settings_of(initializer={"range": settings}).initializer
+    )
+
+
+def squared_error(values: Tensor, largest: float, levels: int) -> float:
+    grid = np.arange(-levels, levels + 1) * (largest / levels)
+    return float((np.abs(values.numpy()[:, None] - grid).min(axis=1) ** 2).sum())
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_least_squared_error(bits: int) -> None:
+    """No other share of the greatest value does noticeably better."""
+    values, levels = with_outlier(), 2 ** (bits - 1) - 1
+    best = min(squared_error(values, largest, levels) for largest in np.linspace(0.05, 1.0, 200) * 20.0)
+    assert squared_error(values, estimate(values, bits), levels) <= 1.01 * best
+
+
+def test_extremes_and_percentiles() -> None:
+    values = with_outlier()
+    assert estimate(values, 4, type="min_max") == 20.0
+    magnitudes = sorted(values.abs().tolist())
+    assert estimate(values, 4, type="percentile", params={"percentile": 99.0}) == magnitudes[494]
+
+
+@pytest.mark.parametrize(
+    ("bits", "estimator", "whole"),
+    [(8, "mse", True), (7, "mse", False), (4, "mse", False), (4, "min_max", True), (8, "percentile", False)],
+)
+def test_weights_of_8_bits_are_not_clipped(bits: int, estimator: str, whole: bool) -> None:
+    """Unless a percentile is asked for."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    with torch.no_grad():
+        weight = model.get_parameter("2.weight")
+        weight.copy_(with_outlier()[: weight.numel()].reshape(weight.shape))
+    network = insert_into(model, images(), quantization={"weights": {"bits": bits}})
+    settings = settings_of(initializer={"range": {"type": estimator, "params": {"percentile": 99.0}}}).initializer
+    initialize_weight_ranges(network.model, network.weight_quantizers, bits, settings)
+    reached = float(network.weight_quantizers["2.weight"].range())
+    assert (reached == pytest.approx(20.0)) == whole
