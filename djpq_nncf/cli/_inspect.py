@@ -142,7 +142,7 @@ def _quantizers(network: CompressedNetwork, nodes: Mapping[str, Node]) -> str:
     order = {name: position for position, name in enumerate(nodes)}
     rows = []
     for quantizer, served in sorted(points.items(), key=lambda item: order[item[1][0].source]):
-        bits = network.activation_quantizers[quantizer].bits
+        module = network.activation_quantizers[quantizer]
         readers = dict.fromkeys(
             layers.get(reader.name) or _operator(reader)
             for point in served
@@ -153,13 +153,13 @@ def _quantizers(network: CompressedNetwork, nodes: Mapping[str, Node]) -> str:
             (
                 quantizer,
                 " + ".join(_place(nodes[point.source]) for point in served),
-                "signed" if served[0].signed else "unsigned",
+                module.grid,
                 f"by {len(served)} tensors" if len(served) > 1 else "no",
-                "learned" if bits is None else str(bits),
+                "learned" if module.bits is None else str(module.bits),
                 ", ".join(readers),
             )
         )
-    header = ("name", "quantizes", "sign", "shared", "bits", "read by")
+    header = ("name", "quantizes", "grid", "shared", "bits", "read by")
     return "Activation quantizers\n" + render_table(header, rows, text_columns=range(len(header)))
 
 

@@ -87,11 +87,11 @@ def signed_bits(codes: NDArray[np.generic]) -> int:
 
 
 def range_bits(lowest: int, highest: int) -> int:
-    """Bits of the smallest unsigned (``lowest`` = 0) or symmetric signed grid that holds a range of codes."""
-    if lowest >= 0:
-        return max(2, highest.bit_length())
-    # -128 ... 127 is an 8-bit container: the extra negative code does not make it 9 bits
-    return max(2, max(-lowest - 1, highest).bit_length() + 1)
+    """Bits of the smallest grid, at least 2, that holds the codes from ``lowest`` to ``highest``.
+
+    Unsigned: 0 ... 2^b - 1, asymmetric: as many codes around zero, symmetric: one code fewer.
+    """
+    return max(2, (highest - lowest).bit_length())
 
 
 def convolution_macs(output: Iterable[int], weight_per_output: Iterable[int]) -> int:

@@ -122,10 +122,17 @@ def _convert_weight(context: Any) -> list[Any]:
 def _convert_activation(context: Any) -> list[Any]:
     x = context.get_input(0)
     step, lowest, highest = (context.get_values_from_const_input(index) for index in (1, 2, 3))
-    container = _SIGNED_CODES if lowest < 0 else _UNSIGNED_CODES
+    container = _container(lowest, highest)
     if (lowest, highest) != container:
         x = ops.clamp(x, lowest * step, highest * step).output(0)
     return list(fake_quantize(x, step, container).outputs())
+
+
+def _container(lowest: int, highest: int) -> tuple[int, int]:
+    """256 codes around those of a quantizer."""
+    if lowest >= 0:
+        return _UNSIGNED_CODES
+    return _SIGNED_CODES if lowest == -highest else (lowest, lowest + 255)
 
 
 def _convert_name(context: Any) -> list[Any]:

@@ -9,9 +9,8 @@ import openvino.opset1 as opset1
 import openvino.opset13 as ops
 from numpy.typing import ArrayLike
 
-# ranges for which the CPU plugin has no INT8 kernels
-_SIGNED_FLOAT_CODES = (-130, 130)
-_UNSIGNED_FLOAT_CODES = (0, 260)
+# a number of levels for which the CPU plugin has no INT8 kernels
+_FLOAT_CODES = 261
 _CONVOLUTIONS = frozenset({"Convolution", "GroupConvolution"})
 # with which the plugin fuses no sum
 _SEPARATE = frozenset({"AvgPool", "Interpolate", "MaxPool"})
@@ -44,7 +43,8 @@ def round_before_sums(model: ov.Model) -> None:
         low, high = (node.input_value(index).get_node().data.item() for index in (3, 4))
         step = (high - low) / (node.get_attributes()["levels"] - 1)
         clamped = ops.clamp(node.input_value(0), low, high).output(0)
-        rounding = fake_quantize(clamped, step, _SIGNED_FLOAT_CODES if low < 0 else _UNSIGNED_FLOAT_CODES)
+        lowest = round(low / step)
+        rounding = fake_quantize(clamped, step, (lowest, lowest + _FLOAT_CODES - 1))
         for target in node.output(0).get_target_inputs():
             target.replace_source_output(rounding.output(0))
 

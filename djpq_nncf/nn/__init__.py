@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Modules that passes insert into a captured graph."""
 
-from djpq_nncf.nn._activation_quantizer import ActivationQuantizer
+from djpq_nncf.nn._activation_quantizer import ActivationQuantizer, Grid
 from djpq_nncf.nn._frozen import (
     FrozenActivationQuantizer,
     FrozenWeightQuantizer,
@@ -31,6 +31,7 @@ __all__ = [
     "GateScale",
     "GatedWeight",
     "Gates",
+    "Grid",
     "LearnedQuantizer",
     "OpenChannels",
     "OptionalState",

@@ -2,20 +2,27 @@
 """The quantizer inserted into an activation."""
 
 import math
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from djpq_nncf.nn._frozen import FrozenActivationQuantizer
+from djpq_nncf.nn._frozen import FrozenActivationQuantizer, signed_levels, unsigned_levels
 from djpq_nncf.nn._functional import quantize_activation
-from djpq_nncf.nn._learned_quantizer import LearnedQuantizer
+from djpq_nncf.nn._learned_quantizer import LearnedQuantizer, straight_through
+
+Grid = Literal["unsigned", "symmetric", "asymmetric"]
 
 
 class ActivationQuantizer(LearnedQuantizer):
     """Learned step ``d`` and range ``q_m``; no exponent (``t`` = 1), no threshold (``q_s`` = 0).
 
+    Which values the grid covers: [0, q_m] if it is unsigned, [-q_m, q_m] if it is symmetric. The paper has these two.
+    An asymmetric one covers [-s q_m, (1 - s) q_m] with a learned share s: ``q_m`` is its width, and its bit-width is
+    that of an unsigned grid.
+
     Args:
-        signed: False where the tensor cannot be negative.
+        grid: unsigned where the tensor cannot be negative, asymmetric where its negative values are small.
         min_bits: least bit-width that `project_` allows, at least 2.
         max_bits: greatest bit-width that `project_` allows, at most 32.
         power_of_two: quantize with the nearest bit-width of {2, 4, 8, 16, 32} while learning (Algorithm 2).
@@ -23,23 +30,27 @@ class ActivationQuantizer(LearnedQuantizer):
             for a plain ReLU, None if there is none.
 
     Raises:
-        ValueError: a signed quantizer cannot take the place of a ReLU.
+        ValueError: a quantizer with negative values cannot take the place of a ReLU.
     """
 
     def __init__(
         self,
+        grid: Grid,
         *,
-        signed: bool,
         min_bits: int = 2,
         max_bits: int = 8,
         power_of_two: bool = False,
         rectifies: float | None = None,
     ) -> None:
-        super().__init__(signed=signed, min_bits=min_bits, max_bits=max_bits, power_of_two=power_of_two)
-        if signed and rectifies is not None:
-            raise ValueError("a signed quantizer cannot take the place of a ReLU")
+        super().__init__(
+            symmetric=grid == "symmetric", min_bits=min_bits, max_bits=max_bits, power_of_two=power_of_two
+        )
+        if grid != "unsigned" and rectifies is not None:
+            raise ValueError("a quantizer with negative values cannot take the place of a ReLU")
+        self.grid = grid
         self.rectifies = rectifies
         self.max_range = min(self.max_range, math.inf if rectifies is None else rectifies)
+        self.low_share = nn.Parameter(torch.zeros(())) if grid == "asymmetric" else None
         self.initialize_(1.0, max_bits)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -47,10 +58,42 @@ class ActivationQuantizer(LearnedQuantizer):
             x = x if self.rectifies is None else x.clamp(0, self.rectifies)
             self.observer(x)
             return x
-        high = self.range()
-        low = -high if self.signed else torch.zeros_like(high)
-        return quantize_activation(x, self.step(), low, high, compiled=self.compiled and self.training)
+        step = self.step()
+        return quantize_activation(x, step, *self.limits(step), compiled=self.compiled and self.training)
+
+    def limits(self, step: Tensor) -> tuple[Tensor, Tensor]:
+        """The smallest and the greatest value, differentiable; multiples of ``step`` once the bit-width is fixed."""
+        width = self.range()
+        if self.low_share is None:
+            return (-width if self.symmetric else torch.zeros_like(width)), width
+        low = -self.low_share.to(width.dtype) * width
+        high = low + width
+        if self.bits is None:
+            return low, high
+        below = self._codes_below_zero(self.low_share)
+        above = unsigned_levels(self.bits) - below
+        return straight_through(-below * step, low), straight_through(above * step, high)
+
+    @torch.no_grad()
+    def initialize_(self, q_m: float, bits: float, *, low_share: float | None = None) -> None:
+        """As in `LearnedQuantizer`; ``low_share``: which part of an asymmetric grid is below zero, None: as it is."""
+        if self.low_share is not None and low_share is not None:
+            self.low_share.fill_(low_share)
+        super().initialize_(q_m, bits)
+
+    def codes(self) -> tuple[int, int]:
+        """The lowest and the highest code of the fixed grid."""
+        bits = self._require_bits()
+        if self.symmetric:
+            return -signed_levels(bits), signed_levels(bits)
+        below = 0 if self.low_share is None else int(self._codes_below_zero(self.low_share))
+        return -below, unsigned_levels(bits) - below
 
     def freeze(self) -> FrozenActivationQuantizer:
         """The fixed grid: the same function of the activation as this module's."""
-        return FrozenActivationQuantizer(self.step(), self._require_bits(), signed=self.signed)
+        return FrozenActivationQuantizer(self.step(), *self.codes())
+
+    def _codes_below_zero(self, low_share: Tensor) -> Tensor:
+        share = low_share.detach().to(torch.promote_types(low_share.dtype, torch.float32))
+        return (share * unsigned_levels(self._require_bits())).round()
+

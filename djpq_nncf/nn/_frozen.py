@@ -48,29 +48,23 @@ class FrozenWeightQuantizer(nn.Module):
 
 
 class FrozenActivationQuantizer(nn.Module):
-    """Rounds an activation to ``step * {lowest, ..., highest}``.
-
-    Unsigned: 0 ... 2^bits - 1. Signed: -(2^(bits-1) - 1) ... 2^(bits-1) - 1. ``step`` is a scalar.
-    """
+    """Rounds an activation to ``step * {lowest, ..., highest}``; ``step`` is a scalar, ``lowest`` at most 0."""
 
     step: Tensor
 
-    def __init__(self, step: Tensor, bits: int, *, signed: bool) -> None:
+    def __init__(self, step: Tensor, lowest: int, highest: int) -> None:
         super().__init__()
         self.register_buffer("step", step.detach().clone())
-        self.bits = bits
-        self.signed = signed
+        self.lowest = lowest
+        self.highest = highest
 
     @property
-    def lowest(self) -> int:
-        return -signed_levels(self.bits) if self.signed else 0
-
-    @property
-    def highest(self) -> int:
-        return signed_levels(self.bits) if self.signed else unsigned_levels(self.bits)
+    def bits(self) -> int:
+        """Bits that the codes fit in."""
+        return max(2, (self.highest - self.lowest).bit_length())
 
     def forward(self, x: Tensor) -> Tensor:
         return (x / self.step).round().clamp(self.lowest, self.highest) * self.step
 
     def extra_repr(self) -> str:
-        return f"bits={self.bits}, signed={self.signed}"
+        return f"bits={self.bits}, codes={self.lowest}..{self.highest}"

@@ -82,10 +82,8 @@ def quantize_weight(
     return result.view_as(weight)
 
 
-def map_values(x: Tensor, q_m: Tensor, t: Tensor | None, q_s: Tensor | float, signed: bool) -> Tensor:
+def map_values(x: Tensor, q_m: Tensor, t: Tensor | None, q_s: Tensor | float) -> Tensor:
     """The non-linear mapping of eq. (1), without a gradient of its own."""
-    if not signed:
-        x = x.clamp(min=0)
     magnitude = (x.abs().clamp(max=q_m) - q_s).clamp(min=0)
     if t is not None:
         # exp(t * log 0) is exactly 0, and cheaper than pow.

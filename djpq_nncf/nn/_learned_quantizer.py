@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from djpq_nncf.errors import CheckpointError, DataError
 from djpq_nncf.nn import _functional as functional
-from djpq_nncf.nn._frozen import signed_levels, unsigned_levels
 from djpq_nncf.nn._optional_state import OptionalState
 
 MIN_RANGE = 1e-8
@@ -24,7 +23,7 @@ class LearnedQuantizer(OptionalState):
     the range, which stays trainable.
 
     Args:
-        signed: whether the grid has negative values.
+        symmetric: whether the grid has as many negative values as positive ones, and so a bit for the sign.
         min_bits: least bit-width that `project_` allows, at least 2.
         max_bits: greatest bit-width that `project_` allows, at most 32.
         power_of_two: quantize with the nearest bit-width of {2, 4, 8, 16, 32} while learning (Algorithm 2).
@@ -38,13 +37,14 @@ class LearnedQuantizer(OptionalState):
 
     fixed_bits: Tensor
     log_exponent: nn.Parameter | None
+    low_share: nn.Parameter | None
     small_value: Tensor | None
 
-    def __init__(self, *, signed: bool, min_bits: int, max_bits: int, power_of_two: bool) -> None:
+    def __init__(self, *, symmetric: bool, min_bits: int, max_bits: int, power_of_two: bool) -> None:
         super().__init__()
         if not 2 <= min_bits <= max_bits <= 32:
             raise ValueError(f"bit-widths must satisfy 2 <= min <= max <= 32, got {min_bits} and {max_bits}")
-        self.signed = signed
+        self.symmetric = symmetric
         self.min_bits = min_bits
         self.max_bits = max_bits
         self.power_of_two = power_of_two
@@ -54,6 +54,7 @@ class LearnedQuantizer(OptionalState):
         self.log_step = nn.Parameter(torch.zeros(()))
         self.log_range = nn.Parameter(torch.zeros(()))
         self.register_parameter("log_exponent", None)
+        self.register_parameter("low_share", None)
         self.register_buffer("small_value", None)
         self.register_buffer("fixed_bits", torch.zeros((), dtype=torch.int64))
         # Mirrors the buffer, so that forward neither waits for a device nor breaks a compiled graph.
@@ -66,14 +67,12 @@ class LearnedQuantizer(OptionalState):
         """The bit-width once it is fixed, None while it is learned."""
         return self._bits or None
 
-    @property
-    def levels(self) -> int:
-        """Positive levels of the fixed grid."""
-        bits = self._require_bits()
-        return signed_levels(bits) if self.signed else unsigned_levels(bits)
+    def codes(self) -> tuple[int, int]:
+        """The lowest and the highest code of the fixed grid."""
+        raise NotImplementedError
 
     def range(self) -> Tensor:
-        """``q_m``, the largest value of the input that is represented."""
+        """``q_m``, the largest value of the input that is represented; the width of an asymmetric grid."""
         return exp_scalar(self.log_range)
 
     def exponent(self) -> Tensor | None:
@@ -89,7 +88,7 @@ class LearnedQuantizer(OptionalState):
         learned = exp_scalar(self.log_step)
         if not (self._bits or self.power_of_two):
             return learned
-        grid = (self.range(), self.exponent(), self.threshold(), self.signed)
+        grid = (self.range(), self.exponent(), self.threshold(), self.symmetric)
         if self._bits:
             return functional.step_for_bits(self._bits, *grid)
         with torch.no_grad():
@@ -97,7 +96,7 @@ class LearnedQuantizer(OptionalState):
                 functional.continuous_bits(learned, *grid), lowest=self.min_bits, highest=self.max_bits
             )
             restricted = functional.step_for_bits(bits, *grid)
-        return _straight_through(restricted, learned)
+        return straight_through(restricted, learned)
 
     def continuous_bits(self) -> Tensor:
         """Bit-width in effect, differentiable: ``Quantizers.continuous_bits`` of this one."""
@@ -125,7 +124,7 @@ class LearnedQuantizer(OptionalState):
         self.log_range.fill_(math.log(q_m))
         self._reset_mapping(q_m)
         bits_tensor = torch.full_like(self.log_step, bits)
-        grid = (self.range(), self.exponent(), self.threshold(), self.signed)
+        grid = (self.range(), self.exponent(), self.threshold(), self.symmetric)
         self.log_step.copy_(functional.step_for_bits(bits_tensor, *grid).log())
         self.project_()
 
@@ -151,10 +150,12 @@ class LearnedQuantizer(OptionalState):
         return (self._codes(x) * self.step()).to(x.dtype)
 
     def _codes(self, x: Tensor) -> Tensor:
-        highest = self.levels
         values = x.to(torch.promote_types(x.dtype, torch.float32))
-        mapped = functional.map_values(values, self.range(), self.exponent(), self.threshold(), self.signed)
-        return mapped.div_(self.step()).round_().clamp_(-highest if self.signed else 0, highest)
+        return (self._mapped(values) / self.step()).round_().clamp_(*self.codes())
+
+    def _mapped(self, x: Tensor) -> Tensor:
+        """What is rounded to multiples of the step."""
+        return x
 
     def _require_bits(self) -> int:
         if not self._bits:
@@ -178,7 +179,7 @@ class LearnedQuantizer(OptionalState):
 
     def extra_repr(self) -> str:
         bits = f"bits={self._bits}" if self._bits else f"bits={self.min_bits}..{self.max_bits}"
-        return f"{bits}, signed={self.signed}, power_of_two={self.power_of_two}"
+        return f"{bits}, symmetric={self.symmetric}, power_of_two={self.power_of_two}"
 
 
 class Quantizers:
@@ -190,7 +191,7 @@ class Quantizers:
 
     def __init__(self, quantizers: Iterable[LearnedQuantizer]) -> None:
         self._quantizers = tuple(quantizers)
-        self._signed = torch.tensor([float(q.signed) for q in self._quantizers])
+        self._symmetric = torch.tensor([float(q.symmetric) for q in self._quantizers])
         self._min_bits = torch.tensor([float(q.min_bits) for q in self._quantizers])
         self._max_bits = torch.tensor([float(q.max_bits) for q in self._quantizers])
         self._max_log_range = torch.tensor([q.max_range for q in self._quantizers], dtype=torch.float64).log().float()
@@ -204,12 +205,12 @@ class Quantizers:
         if not self._quantizers:
             return torch.zeros(0)
         log_step = self._joined("log_step")
-        signed, power_of_two = self._signed.to(log_step.device), self._power_of_two.to(log_step.device)
-        bits = functional.continuous_bits(log_step.exp(), *self._mapping(), signed=False) + signed
+        sign_bit, power_of_two = self._symmetric.to(log_step.device), self._power_of_two.to(log_step.device)
+        bits = functional.continuous_bits(log_step.exp(), *self._mapping(), signed=False) + sign_bit
         if self._power_of_two.any():
             limits = self._min_bits.to(bits.device), self._max_bits.to(bits.device)
             restricted = functional.nearest_power_of_two(bits.detach(), *limits)
-            bits = torch.where(power_of_two, _straight_through(restricted, bits), bits)
+            bits = torch.where(power_of_two, straight_through(restricted, bits), bits)
         fixed = torch.tensor([float(q.bits or 0) for q in self._quantizers], device=bits.device)
         return torch.where(fixed > 0, fixed, bits)
 
@@ -227,10 +228,11 @@ class Quantizers:
         self._write("log_range", torch.maximum(self._joined("log_range"), least).minimum(greatest))
         limits = math.log(functional.MIN_EXPONENT), math.log(functional.MAX_EXPONENT)
         self._write("log_exponent", self._joined("log_exponent").clamp(*limits))
+        self._write("low_share", self._joined("low_share").clamp(0, 1))
         log_mapped = functional.mapped_range(*self._mapping()).log()
-        signed = self._signed.to(log_mapped.device)
+        sign_bit = self._symmetric.to(log_mapped.device)
         finest, coarsest = (
-            log_mapped - (torch.exp2(bits.to(log_mapped.device) - signed) - 1).log()
+            log_mapped - (torch.exp2(bits.to(log_mapped.device) - sign_bit) - 1).log()
             for bits in (self._max_bits, self._min_bits)
         )
         log_step = torch.minimum(torch.maximum(self._joined("log_step"), finest), coarsest)
@@ -264,6 +266,6 @@ def exp_scalar(log_value: Tensor) -> Tensor:
     return log_value.to(torch.promote_types(log_value.dtype, torch.float32)).exp()
 
 
-def _straight_through(value: Tensor, differentiable: Tensor) -> Tensor:
+def straight_through(value: Tensor, differentiable: Tensor) -> Tensor:
     """``value`` exactly, with the gradient of ``differentiable``."""
     return value.detach() + (differentiable - differentiable.detach())

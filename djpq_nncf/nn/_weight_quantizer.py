@@ -4,8 +4,8 @@
 import torch
 from torch import Tensor, nn
 
-from djpq_nncf.nn._frozen import FrozenWeightQuantizer
-from djpq_nncf.nn._functional import quantize_weight
+from djpq_nncf.nn._frozen import FrozenWeightQuantizer, signed_levels
+from djpq_nncf.nn._functional import map_values, quantize_weight
 from djpq_nncf.nn._learned_quantizer import LearnedQuantizer, exp_scalar
 
 SMALL_VALUE_SHARE = 1e-6
@@ -34,7 +34,7 @@ class WeightQuantizer(LearnedQuantizer):
         learn_exponent: bool = True,
         power_of_two: bool = False,
     ) -> None:
-        super().__init__(signed=True, min_bits=min_bits, max_bits=max_bits, power_of_two=power_of_two)
+        super().__init__(symmetric=True, min_bits=min_bits, max_bits=max_bits, power_of_two=power_of_two)
         self.learn_exponent = learn_exponent
         self.log_exponent = nn.Parameter(torch.zeros(())) if learn_exponent else None
         self.register_buffer("small_value", torch.zeros(()))
@@ -57,9 +57,16 @@ class WeightQuantizer(LearnedQuantizer):
     def threshold(self) -> Tensor:
         return self.small_value
 
+    def codes(self) -> tuple[int, int]:
+        levels = signed_levels(self._require_bits())
+        return -levels, levels
+
     def freeze(self) -> FrozenWeightQuantizer:
         """The fixed grid, for weights that went through `quantized`."""
         return FrozenWeightQuantizer(self.step(), self._require_bits())
+
+    def _mapped(self, x: Tensor) -> Tensor:
+        return map_values(x, self.range(), self.exponent(), self.threshold())
 
     def _reset_mapping(self, q_m: float) -> None:
         self.small_value.fill_(SMALL_VALUE_SHARE * q_m)

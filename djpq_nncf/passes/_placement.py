@@ -3,6 +3,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,7 +14,7 @@ from djpq_nncf.capture import to_functional
 from djpq_nncf.cost import MacOperator, factors
 from djpq_nncf.cost._dataflow import analyse_dataflow, is_floating, moved_values
 from djpq_nncf.nncf_bridge import QuantizationPoint, find_quantization_points
-from djpq_nncf.passes._sign import find_nonnegative, rectifier_bound
+from djpq_nncf.passes._sign import find_nonnegative, find_skewed, rectifier_bound
 
 aten = torch.ops.aten
 
@@ -27,6 +28,9 @@ class ActivationPoint:
         source: name of the node whose value is quantized.
         readers: names of the nodes that read the quantized value; None: all that read ``source``.
         signed: whether the value can be negative (for a shared quantizer: any of its values).
+        skewed: whether its negative values are much smaller than the positive ones (for a shared quantizer: of all
+            its values).
+        multiplied: whether it is a factor of a product of two activations.
         is_input: whether the value is an input of the network.
         rectifies: the value is that of a ReLU with this upper bound (infinity: none), and its quantizer takes its
             place, for it clamps anyway; None if it does not.
@@ -36,6 +40,8 @@ class ActivationPoint:
     source: str
     readers: frozenset[str] | None
     signed: bool
+    skewed: bool
+    multiplied: bool
     is_input: bool
     rectifies: float | None = None
 
@@ -97,13 +103,16 @@ def place_quantizers(
     edges = _Edges(model, points, operators)
     inputs_of: dict[str, list[int]] = {}
     second_input_of: dict[str, int] = {}
+    multiplied: set[int] = set()
     for operator in chosen:
         first, second = edges.behind_inputs(operator)
+        if operator.weight is None:
+            multiplied.update(first, second)
         inputs_of[operator.layer] = first
         if second:
             second_input_of[operator.layer] = second[0]
 
-    names, activations = edges.resolve()
+    names, activations = edges.resolve(multiplied)
     kept = {operator.weight for operator in ignored}
     return Placement(
         weights=frozenset(
@@ -220,11 +229,16 @@ class _Edges:
         self._at[source].append(edge)
         return edge
 
-    def resolve(self) -> tuple[dict[int, str], tuple[ActivationPoint, ...]]:
-        """Names of the groups, and the points that are needed."""
+    def resolve(self, multiplied: AbstractSet[int]) -> tuple[dict[int, str], tuple[ActivationPoint, ...]]:
+        """Names of the groups, and the points that are needed.
+
+        ``multiplied``: groups that quantize factors of products of two activations.
+        """
         edges = [edge for at in self._at.values() for edge in at if edge in self._used]
         nonnegative = find_nonnegative(self._model)
+        skewed = find_skewed(self._model)
         signed = {edge.group for edge in edges if edge.source.name not in nonnegative}
+        straight = {edge.group for edge in edges if edge.source.name not in skewed}
         names: dict[int, str] = {}
         for edge in edges:
             names.setdefault(edge.group, edge.source.name)
@@ -239,6 +253,8 @@ class _Edges:
                 source=edge.source.name,
                 readers=edge.readers,
                 signed=edge.group in signed,
+                skewed=edge.group not in straight,
+                multiplied=edge.group in multiplied,
                 is_input=edge.source.op == "placeholder",
                 rectifies=next(iter(bounds[edge.group])) if len(bounds[edge.group]) == 1 else None,
             )

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which values cannot be negative, so that an unsigned grid serves them, and which operators only see to that."""
+"""Which values cannot be negative, or only a little, and which operators only see to that."""
 
 import math
+from collections.abc import Set as AbstractSet
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,6 +25,10 @@ _KEEPS = {
     aten.select.int, aten.slice.Tensor, aten.squeeze.dim, aten.transpose.int, aten.unflatten.int,
     aten.unsqueeze.default, aten.upsample_bilinear2d.vec, aten.upsample_nearest2d.vec, aten.view.default,
 }  # fmt: skip
+# whose negative values are small, whatever the input
+_MAKES_SMALL = {
+    aten.elu.default, aten.gelu.default, aten.hardswish.default, aten.mish.default, aten.silu.default,
+}  # fmt: skip
 # what follows the first input are indices or a mask
 _SELECTING = {aten.index.Tensor, aten.masked_fill.Scalar}
 _ARITHMETIC = {aten.add.Tensor, aten.div.Tensor, aten.masked_fill.Scalar, aten.mul.Tensor}
@@ -32,9 +38,22 @@ _DEFAULT_LOWER = {aten.hardtanh.default: -1}
 
 def find_nonnegative(model: GraphModule) -> set[str]:
     """Names of the nodes whose value is never negative, whatever the input."""
+    return _find(model, _MAKES)
+
+
+def find_skewed(model: GraphModule) -> set[str]:
+    """Names of the nodes whose negative values, if any, are much smaller than the positive ones.
+
+    That is how it is behind h-swish, SiLU or GELU. Where such values are multiplied with each other, or reach a sum
+    from several sides, it is a guess.
+    """
+    return _find(model, _MAKES | _MAKES_SMALL)
+
+
+def _find(model: GraphModule, makes: AbstractSet[Any]) -> set[str]:
     found: set[Node] = set()
     for node in model.graph.nodes:
-        if node.target in _MAKES:
+        if node.target in makes:
             found.add(node)
         elif node.target in _CLAMPS:
             lower = node.args[1] if len(node.args) > 1 else node.kwargs.get("min", _DEFAULT_LOWER.get(node.target))

@@ -81,7 +81,7 @@ def test_propagation_leaves_state_and_modes_alone(gm: fx.GraphModule) -> None:
 def add_quantizers(gm: fx.GraphModule) -> None:
     conv = find(gm, aten.conv2d.default)
     gm.add_module("wq", FrozenWeightQuantizer(torch.full((4,), 0.1), 4))
-    gm.add_module("aq", FrozenActivationQuantizer(torch.tensor(0.1), 8, signed=True))
+    gm.add_module("aq", FrozenActivationQuantizer(torch.tensor(0.1), -127, 127))
     with gm.graph.inserting_before(conv):
         activation = gm.graph.call_module("aq", (conv.args[0],))
         weight = gm.graph.call_module("wq", (conv.args[1],))

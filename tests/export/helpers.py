@@ -209,9 +209,19 @@ def strip(
 
 
 def activation_quantizer(value: Tensor, bits: int, exact: bool) -> FrozenActivationQuantizer:
-    signed = bool(value.min() < 0)
-    step = 0.7 * value.abs().max() / (signed_levels(bits) if signed else unsigned_levels(bits))
-    return FrozenActivationQuantizer(_power_of_two(step) if exact else step, bits, signed=signed)
+    """Asymmetric where negative values are much smaller than positive ones."""
+    lowest, highest = _codes(float(value.min()), float(value.max()), bits)
+    step = 0.7 * max(value.max() / highest, value.min() / (lowest or -1))
+    return FrozenActivationQuantizer(_power_of_two(step) if exact else step, lowest, highest)
+
+
+def _codes(smallest: float, greatest: float, bits: int) -> tuple[int, int]:
+    if smallest >= 0:
+        return 0, unsigned_levels(bits)
+    if -smallest > 0.5 * greatest:
+        return -signed_levels(bits), signed_levels(bits)
+    below = round(-smallest / (greatest - smallest) * unsigned_levels(bits))
+    return -below, unsigned_levels(bits) - below
 
 
 def move_quantizer(model: fx.GraphModule, quantizer: str, producer: str) -> None:

@@ -2,7 +2,7 @@
 """What several tests of quantizers need."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from djpq_nncf.nn import ActivationQuantizer, WeightQuantizer, quantize_activation, quantize_weight
 
@@ -18,11 +18,24 @@ def learned_quantize(
     return quantize_activation(x, d, -q_m if signed else torch.zeros_like(q_m), q_m)
 
 
+def levels_of(kind: str, bits: int) -> tuple[int, int]:
+    """Lowest and highest code of a grid."""
+    if kind == "asymmetric":
+        below = round(LOW_SHARE * (2**bits - 1))
+        return -below, 2**bits - 1 - below
+    return (0, 2**bits - 1) if kind == "unsigned" else (1 - 2 ** (bits - 1), 2 ** (bits - 1) - 1)
+
+
 def make_quantizer(kind: str, *, power_of_two: bool = False) -> WeightQuantizer | ActivationQuantizer:
     """A quantizer of one of `KINDS`, for 2 to 16 bits."""
     if kind.startswith("weight"):
         return WeightQuantizer(max_bits=16, learn_exponent=kind == "weight_exponent", power_of_two=power_of_two)
-    return ActivationQuantizer(signed=kind == "signed", max_bits=16, power_of_two=power_of_two)
+    assert kind in ("unsigned", "symmetric", "asymmetric")
+    quantizer = ActivationQuantizer(kind, max_bits=16, power_of_two=power_of_two)
+    if quantizer.low_share is not None:
+        nn.init.constant_(quantizer.low_share, LOW_SHARE)
+    return quantizer
 
 
-KINDS = ["weight_exponent", "weight_linear", "signed", "unsigned"]
+KINDS = ["weight_exponent", "weight_linear", "symmetric", "unsigned", "asymmetric"]
+LOW_SHARE = 0.23

@@ -15,7 +15,7 @@ class _Model(nn.Module):
         self.first = nn.Linear(2, 3)
         self.gate = Gate(3)
         self.weight = WeightQuantizer()
-        self.activation = ActivationQuantizer(signed=False)
+        self.activation = ActivationQuantizer("unsigned")
         self.last = nn.Linear(3, 1)
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from djpq_nncf.errors import DataError
 from djpq_nncf.nn import ActivationQuantizer, WeightQuantizer
-from tests.nn.helpers import KINDS, learned_quantize, make_quantizer
+from tests.nn.helpers import KINDS, LOW_SHARE, learned_quantize, levels_of, make_quantizer
 
 
 def _values(scale: float = 1.0, size: int = 20000) -> torch.Tensor:
@@ -47,6 +47,7 @@ def test_initialize_refuses_nan_and_inf(kind: str, q_m: float) -> None:
         make_quantizer(kind).initialize_(q_m, 4)
 
 
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "asymmetric"])
 def test_log_domain_gradients_follow_the_chain_rule(kind: str) -> None:
     quantizer = make_quantizer(kind)
     quantizer.initialize_(1.5, 4)
@@ -66,7 +67,7 @@ def test_log_domain_gradients_follow_the_chain_rule(kind: str) -> None:
         scalars["log_range"],
         scalars.get("log_exponent"),
         quantizer.threshold(),
-        quantizer.signed,
+        quantizer.symmetric,
     )
     result.square().sum().backward()
     assert dict(quantizer.named_parameters()).keys() == scalars.keys()
@@ -74,6 +75,56 @@ def test_log_domain_gradients_follow_the_chain_rule(kind: str) -> None:
         scalar = scalars[name]
         assert scalar.grad is not None
         torch.testing.assert_close(parameter.grad, scalar.grad * scalar.detach())
+
+
+@pytest.mark.parametrize("bits", [None, 5])
+def test_gradients_of_an_asymmetric_grid(bits: int | None) -> None:
+    """Both limits move with the width, and against the share that is below zero; nothing between them does."""
+    quantizer = make_quantizer("asymmetric")
+    assert isinstance(quantizer, ActivationQuantizer) and quantizer.low_share is not None
+    quantizer.initialize_(1.5, 5)
+    if bits is not None:
+        quantizer.fix_bits(bits)
+    x = _values(size=500).requires_grad_()
+    upstream = torch.rand(500, generator=torch.Generator().manual_seed(1))
+    quantizer(x).backward(upstream)
+    low, high = (limit.item() for limit in quantizer.limits(quantizer.step()))
+    below, above = x.detach() < low, x.detach() > high
+    assert torch.equal(x.grad, torch.where(below | above, 0, upstream))
+    torch.testing.assert_close(quantizer.low_share.grad, -1.5 * upstream[below | above].sum())
+    position = x.detach().clamp(low, high) / quantizer.step().detach()
+    of_step = (upstream * (position.round() - position)).sum()
+    of_range = 1.5 * ((1 - LOW_SHARE) * upstream[above].sum() - LOW_SHARE * upstream[below].sum())
+    if bits is None:
+        torch.testing.assert_close(quantizer.log_step.grad, of_step * quantizer.step().detach())
+    else:
+        of_range += of_step * 1.5 / (2**bits - 1)
+    torch.testing.assert_close(quantizer.log_range.grad, of_range)
+
+
+@pytest.mark.parametrize(("share", "codes"), [(0.0, (0, 15)), (1.0, (-15, 0)), (0.5, (-8, 7)), (0.1, (-2, 13))])
+def test_zero_is_a_code_of_an_asymmetric_grid(share: float, codes: tuple[int, int]) -> None:
+    """A runtime pads with zeros, and channels that are gone are zeros."""
+    quantizer = ActivationQuantizer("asymmetric")
+    quantizer.initialize_(3.0, 8, low_share=share)
+    quantizer.fix_bits(4)
+    assert quantizer.codes() == codes
+    frozen = quantizer.freeze()
+    assert (frozen.lowest, frozen.highest, frozen.bits) == (*codes, 4)
+    x = torch.cat([torch.zeros(1), _values(4.0)])
+    y = quantizer(x)
+    assert y[0] == 0
+    assert torch.equal(y, frozen(x))
+    assert y.unique().numel() == 16
+
+
+def test_share_below_zero_stays_a_share() -> None:
+    for share, projected in ((-0.3, 0.0), (0.4, 0.4), (1.7, 1.0)):
+        quantizer = ActivationQuantizer("asymmetric")
+        assert quantizer.low_share is not None
+        nn.init.constant_(quantizer.low_share, share)
+        quantizer.project_()
+        assert quantizer.low_share.item() == pytest.approx(projected)
 
 
 def test_project_keeps_bits_range_and_exponent_within_limits(kind: str) -> None:
@@ -117,11 +168,10 @@ def test_fixed_grid_fits_its_bits(kind: str, exponent: float, bits: int) -> None
     quantizer.fix_bits(bits)
     x = _values()
     codes = quantizer.grid_codes(x)
-    levels = 2 ** (bits - 1) - 1 if quantizer.signed else 2**bits - 1
+    lowest, highest = levels_of(kind, bits)
     assert codes.dtype == torch.int64
-    assert codes.max() == levels == quantizer.levels
-    assert codes.min() == (-levels if quantizer.signed else 0)
-    assert codes.unique().numel() <= (2**bits - 1 if quantizer.signed else 2**bits)
+    assert (codes.min(), codes.max()) == (lowest, highest) == quantizer.codes()
+    assert codes.unique().numel() <= 2**bits - int(quantizer.symmetric)
 
     quantized = quantizer.quantized(x)
     assert torch.equal(quantized, codes * quantizer.step())
@@ -141,7 +191,7 @@ def test_frozen_agrees_bit_for_bit_at_every_level(kind: str, bits: int, q_m: flo
     quantizer.fix_bits(bits)
     x = torch.linspace(-1.2 * q_m, 1.2 * q_m, 3 * 2**bits + 1)
     quantized = quantizer.quantized(x)
-    assert quantized.abs().max() == quantizer.levels * quantizer.step()
+    assert quantized.max() == quantizer.codes()[1] * quantizer.step()
     assert torch.equal(quantizer(x), quantized)
     assert torch.equal(quantizer.freeze()(quantized), quantized)
 
@@ -160,7 +210,9 @@ def test_codes_stay_within_levels_where_float32_rounds_beyond(kind: str) -> None
         quantizer = make_quantizer(kind)
         quantizer.initialize_(q_m, 8)
         quantizer.fix_bits(24)
-        assert quantizer.grid_codes(torch.tensor([-9.0, 9.0])).abs().max() <= quantizer.levels
+        lowest, highest = quantizer.codes()
+        codes = quantizer.grid_codes(torch.tensor([-9.0, 9.0]))
+        assert lowest <= codes.min() and codes.max() <= highest
 
 
 def test_fixed_bits_leave_range_and_exponent_trainable(kind: str) -> None:
@@ -177,7 +229,7 @@ def test_fixed_bits_leave_range_and_exponent_trainable(kind: str) -> None:
     with torch.no_grad():
         quantizer.log_range.add_(0.5)
     quantizer.project_()
-    assert quantizer.grid_codes(_values(100)).max() == quantizer.levels
+    assert quantizer.grid_codes(_values(100)).max() == quantizer.codes()[1]
 
 
 @pytest.mark.parametrize("bits", [0, 1, 33])
@@ -188,7 +240,7 @@ def test_bits_that_cannot_be_fixed(kind: str, bits: int) -> None:
 
 def test_learned_bits_cannot_be_frozen(kind: str) -> None:
     quantizer = make_quantizer(kind)
-    for use in (quantizer.freeze, lambda: quantizer.grid_codes(_values()), lambda: quantizer.levels):
+    for use in (quantizer.freeze, lambda: quantizer.grid_codes(_values()), quantizer.codes):
         with pytest.raises(RuntimeError, match="fix_bits"):
             use()
 
@@ -206,7 +258,7 @@ def test_algorithm_2(kind: str, bits: float) -> None:
     quantizer = make_quantizer(kind, power_of_two=True)
     quantizer.initialize_(0.9, bits)
     expected = 2 ** round(math.log2(bits))
-    levels = 2 ** (expected - 1) - 1 if quantizer.signed else 2**expected - 1
+    levels = 2 ** (expected - 1) - 1 if quantizer.symmetric else 2**expected - 1
     width = quantizer.range().item() - float(quantizer.threshold())
     assert quantizer.step().item() == pytest.approx(width / levels, rel=1e-5)
     assert quantizer.continuous_bits().item() == expected
@@ -233,7 +285,7 @@ def test_restricted_grid_equals_the_fixed_one(kind: str) -> None:
 
 
 def test_power_of_two_respects_limits() -> None:
-    quantizer = ActivationQuantizer(signed=False, min_bits=3, max_bits=8, power_of_two=True)
+    quantizer = ActivationQuantizer("unsigned", min_bits=3, max_bits=8, power_of_two=True)
     quantizer.initialize_(1.0, 3)
     with torch.no_grad():
         quantizer.log_step.add_(10)
@@ -311,5 +363,5 @@ def test_other_parameter_types(kind: str, dtype: torch.dtype) -> None:
     x = _values().to(dtype)
     assert quantizer(x).dtype == quantizer.quantized(x).dtype == dtype
     assert torch.equal(quantizer(x), quantizer.quantized(x))
-    assert quantizer.grid_codes(x).max() == quantizer.levels
+    assert quantizer.grid_codes(x).max() == quantizer.codes()[1]
     quantizer(x).sum().backward()

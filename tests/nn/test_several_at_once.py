@@ -65,10 +65,11 @@ def quantizers(*, power_of_two: bool) -> list[LearnedQuantizer]:
     result: list[LearnedQuantizer] = [
         WeightQuantizer(min_bits=2, max_bits=8, power_of_two=power_of_two),
         WeightQuantizer(min_bits=4, max_bits=6, learn_exponent=False, power_of_two=power_of_two),
-        ActivationQuantizer(signed=False, min_bits=2, max_bits=16, power_of_two=power_of_two),
-        ActivationQuantizer(signed=True, max_bits=8, power_of_two=power_of_two),
+        ActivationQuantizer("unsigned", min_bits=2, max_bits=16, power_of_two=power_of_two),
+        ActivationQuantizer("symmetric", max_bits=8, power_of_two=power_of_two),
+        ActivationQuantizer("asymmetric", max_bits=7, power_of_two=power_of_two),
     ]
-    for quantizer, q_m, bits in zip(result, (0.7, 1.3, 5.0, 2.0), (5.3, 4.4, 7.7, 3.1), strict=True):
+    for quantizer, q_m, bits in zip(result, (0.7, 1.3, 5.0, 2.0, 0.9), (5.3, 4.4, 7.7, 3.1, 5.5), strict=True):
         quantizer.initialize_(q_m, bits)
     result[3].fix_bits(5)
     return result
@@ -90,7 +91,7 @@ def test_limits(power_of_two: bool) -> None:
     ours, alone = quantizers(power_of_two=power_of_two), quantizers(power_of_two=power_of_two)
     with torch.no_grad():
         for each in (ours, alone):
-            for quantizer, log_step in zip(each, (-40.0, 5.0, -20.0, -20.0), strict=True):
+            for quantizer, log_step in zip(each, (-40.0, 5.0, -20.0, -20.0, -20.0), strict=True):
                 quantizer.log_step.fill_(log_step)
             each[0].log_range.fill_(-30.0)
             assert each[0].log_exponent is not None
@@ -102,4 +103,4 @@ def test_limits(power_of_two: bool) -> None:
             torch.testing.assert_close(value, expected, msg=lambda text, name=name: f"{name}: {text}")
     assert ours[3].log_step == -20  # fixed bits: the step follows from the range
     widths = [float(q.continuous_bits().detach()) for q in ours]
-    assert widths == pytest.approx([8, 4, 16, 5], abs=1e-3)
+    assert widths == pytest.approx([8, 4, 16, 5, 4 if power_of_two else 7], abs=1e-3)

@@ -80,7 +80,7 @@ def test_sign_of_the_grids(resnet: CompressedNetwork) -> None:
     for point in resnet.placement.activations:
         pools = aten.max_pool2d.default, aten.adaptive_avg_pool2d.default
         positive = point.source not in nodes or nodes[point.source].target in pools
-        assert resnet.activation_quantizers[point.quantizer].signed is not positive
+        assert resnet.activation_quantizers[point.quantizer].grid == ("unsigned" if positive else "symmetric")
         assert point.is_input == point.source.startswith("x")
 
 

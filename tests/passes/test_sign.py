@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from djpq_nncf.capture import capture
-from djpq_nncf.passes._sign import find_nonnegative
+from djpq_nncf.passes._sign import find_nonnegative, find_skewed
+from tests.helpers import insert_into
 
 
 class _Function(nn.Module):
@@ -48,3 +49,53 @@ def test_sign(case: str) -> None:
     captured = capture(_Function(function).eval(), (torch.randn(2, 3, 4, 4),))
     (output,) = next(node for node in captured.graph.nodes if node.op == "output").all_input_nodes
     assert (output.name in find_nonnegative(captured)) is nonnegative
+
+
+SKEWED: dict[str, tuple[Callable[[Tensor], Tensor], bool]] = {
+    "hardswish": (nn.functional.hardswish, True),
+    "silu": (nn.functional.silu, True),
+    "gelu": (nn.functional.gelu, True),
+    "gelu by tanh": (lambda x: nn.functional.gelu(x, approximate="tanh"), True),
+    "relu": (lambda x: x.relu(), True),
+    "linear": (lambda x: x, False),
+    "squeeze and excitation": (lambda x: nn.functional.silu(x) * x.mean((2, 3), keepdim=True).sigmoid(), True),
+    "pooled": (lambda x: nn.functional.adaptive_avg_pool2d(nn.functional.hardswish(x), 1).flatten(1), True),
+    "concatenated": (lambda x: torch.cat([nn.functional.silu(x), x.relu()], dim=1), True),
+    "residual sum": (lambda x: nn.functional.silu(x) + x, False),
+    "tanh": (lambda x: x.tanh(), False),
+}
+
+
+@pytest.mark.parametrize("case", SKEWED)
+def test_skew(case: str) -> None:
+    function, skewed = SKEWED[case]
+    captured = capture(_Function(function).eval(), (torch.randn(2, 3, 4, 4),))
+    (output,) = next(node for node in captured.graph.nodes if node.op == "output").all_input_nodes
+    assert (output.name in find_skewed(captured)) is skewed
+
+
+class _Attention(nn.Module):
+    """What is skewed feeds a layer and a product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = self.first(x)
+        return self.second(nn.functional.gelu(hidden)), nn.functional.silu(hidden) @ hidden.transpose(1, 2)
+
+
+@pytest.mark.parametrize(
+    ("mode", "grids"),
+    [
+        ("auto", {"first": "symmetric", "second": "asymmetric", "matmul": "symmetric"}),
+        ("symmetric", {"first": "symmetric", "second": "symmetric", "matmul": "symmetric"}),
+        ("asymmetric", {"first": "asymmetric", "second": "asymmetric", "matmul": "symmetric"}),
+    ],
+)
+def test_choice_of_the_grid(mode: str, grids: dict[str, str]) -> None:
+    """Factors of products stay symmetric: OpenVINO has no INT8 kernel for two activations of which one is not."""
+    network = insert_into(_Attention(), torch.randn(2, 4, 8), quantization={"activations": {"mode": mode}})
+    quantizers = {layer: network.activation_quantizers[name] for layer, (name,) in network.placement.inputs_of.items()}
+    assert {layer: quantizer.grid for layer, quantizer in quantizers.items()} == grids

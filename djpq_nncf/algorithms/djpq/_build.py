@@ -13,12 +13,12 @@ from djpq_nncf.algorithms.djpq._freezing import TOLERANCE, choices_of, reachable
 from djpq_nncf.algorithms.djpq._initialization import initialize_activation_ranges, initialize_weight_ranges
 from djpq_nncf.algorithms.djpq._network import CompressedNetwork
 from djpq_nncf.algorithms.djpq._overflow import SAFE_BITS, narrow_weights
-from djpq_nncf.algorithms.djpq._settings import DJPQSettings
+from djpq_nncf.algorithms.djpq._settings import ActivationMode, DJPQSettings
 from djpq_nncf.channels import ChannelGroup, analyse_channels
 from djpq_nncf.config import NNCFConfig, ScopeSettings, closest
 from djpq_nncf.cost import CostModel, MacOperator, find_embeddings, find_mac_operators
 from djpq_nncf.errors import ConfigError, DataError
-from djpq_nncf.nn import ActivationQuantizer, Gate, LearnedQuantizer, WeightQuantizer
+from djpq_nncf.nn import ActivationQuantizer, Gate, Grid, LearnedQuantizer, WeightQuantizer
 from djpq_nncf.passes import (
     NOTHING,
     ActivationPoint,
@@ -168,7 +168,7 @@ def _make_weight_quantizer(settings: DJPQSettings, *, narrow: bool) -> WeightQua
 def _make_activation_quantizer(settings: DJPQSettings, point: ActivationPoint) -> ActivationQuantizer:
     activations = settings.quantization.activations
     quantizer = ActivationQuantizer(
-        signed=point.signed,
+        _choose_grid(point, activations.mode),
         min_bits=activations.min_bits,
         max_bits=activations.max_bits,
         power_of_two=settings.quantization.power_of_two,
@@ -178,6 +178,14 @@ def _make_activation_quantizer(settings: DJPQSettings, point: ActivationPoint) -
     if fixed is not None:
         quantizer.fix_bits(fixed)
     return quantizer
+
+
+def _choose_grid(point: ActivationPoint, mode: ActivationMode) -> Grid:
+    """Runtimes multiply two activations in INT8 only if neither grid is asymmetric."""
+    if not point.signed:
+        return "unsigned"
+    wanted = mode == "asymmetric" or (mode == "auto" and point.skewed)
+    return "asymmetric" if wanted and not point.multiplied else "symmetric"
 
 
 def _admits(ignored: ScopeSettings, target: ScopeSettings | None, layer: str, kind: str | None) -> bool:

@@ -78,10 +78,21 @@ def initialize_activation_ranges(
                 f"The activation '{name}' becomes NaN or infinite on init_data. Check that the model is trained "
                 "and that the data is normalised as it was in its training."
             )
-        quantizer.initialize_(find_range(values[name], bits, quantizer.signed, settings), bits)
+        initialize_range(quantizer, values[name], bits, settings)
 
 
-def find_range(values: list[Tensor], bits: int, signed: bool, settings: InitializerSettings) -> float:
+def initialize_range(
+    quantizer: ActivationQuantizer, values: list[Tensor], bits: int, settings: InitializerSettings
+) -> None:
+    """Range of one quantizer from the values that reach it."""
+    if quantizer.grid == "asymmetric":
+        low, high = find_limits(values, bits, settings)
+        quantizer.initialize_(high - low, bits, low_share=-low / (high - low))
+    else:
+        quantizer.initialize_(find_range(values, bits, quantizer.symmetric, settings), bits)
+
+
+def find_range(values: list[Tensor], bits: int, symmetric: bool, settings: InitializerSettings) -> float:
     """The largest value to represent: that of least squared error on a grid of ``bits`` bits, a percentile, or all."""
     magnitude = torch.cat(values).abs().float()
     largest = float(magnitude.max()) if magnitude.numel() else 0.0
@@ -92,16 +103,54 @@ def find_range(values: list[Tensor], bits: int, signed: bool, settings: Initiali
     if settings.range_type == "percentile":
         rank = min(magnitude.numel(), max(1, round(settings.percentile / 100 * magnitude.numel())))
         return float(magnitude.kthvalue(rank).values) or largest
-    if magnitude.numel() > _VALUES_PER_BATCH * 4:
-        magnitude = magnitude[:: -(-magnitude.numel() // (_VALUES_PER_BATCH * 4))]
-    levels = signed_levels(bits) if signed else unsigned_levels(bits)
-    best, least_error = largest, float("inf")
-    for share in torch.linspace(1.0, _SMALLEST_SHARE, _CANDIDATES).tolist():
+    magnitude = _thinned(magnitude)
+    levels = signed_levels(bits) if symmetric else unsigned_levels(bits)
+
+    def error(share: float) -> float:
         step = share * largest / levels
-        error = float((magnitude - (magnitude / step).round().clamp(max=levels) * step).square().sum())
-        if error < least_error:
-            best, least_error = share * largest, error
-    return best
+        return float((magnitude - (magnitude / step).round().clamp(max=levels) * step).square().sum())
+
+    return _best_share(error) * largest
+
+
+def find_limits(values: list[Tensor], bits: int, settings: InitializerSettings) -> tuple[float, float]:
+    """The smallest and the largest value to represent on an asymmetric grid, by the same three estimators.
+
+    A percentile is taken at both ends. For the least squared error the upper limit is chosen first.
+    """
+    x = torch.cat(values).float()
+    low, high = (min(0.0, float(x.min())), max(0.0, float(x.max()))) if x.numel() else (0.0, 0.0)
+    if low == high:
+        return 0.0, 1.0
+    if settings.range_type == "min_max":
+        return low, high
+    if settings.range_type == "percentile":
+        rank = min(x.numel(), max(1, round(settings.percentile / 100 * x.numel())))
+        within = min(0.0, -float((-x).kthvalue(rank).values)), max(0.0, float(x.kthvalue(rank).values))
+        return within if within[0] < within[1] else (low, high)
+    x = _thinned(x)
+    levels = unsigned_levels(bits)
+
+    def error(low: float, high: float) -> float:
+        step = (high - low) / levels
+        lowest = round(low / step)
+        return float((x - (x / step).round().clamp(lowest, lowest + levels) * step).square().sum())
+
+    if high > 0:
+        high *= _best_share(lambda share: error(low, share * high))
+    if low < 0:
+        low *= _best_share(lambda share: error(share * low, high))
+    return low, high
+
+
+def _best_share(error: Callable[[float], float]) -> float:
+    """The share of a limit with the least error, of evenly spaced ones."""
+    return min(torch.linspace(1.0, _SMALLEST_SHARE, _CANDIDATES).tolist(), key=error)
+
+
+def _thinned(x: Tensor) -> Tensor:
+    most = _VALUES_PER_BATCH * 4
+    return x[:: -(-x.numel() // most)] if x.numel() > most else x
 
 
 def _subsample(x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from djpq_nncf.channels import ROLES, Role
 from djpq_nncf.config import ScopeSettings
 
+ActivationMode = Literal["auto", "symmetric", "asymmetric"]
 OverflowFix = Literal["enable", "disable", "first_layer_only"]
 
 
@@ -76,6 +77,7 @@ class WeightSettings:
 class ActivationSettings:
     """Activation quantizers (``quantization.activations``)."""
 
+    mode: ActivationMode
     bits: int | None
     initial_bits: int
     min_bits: int

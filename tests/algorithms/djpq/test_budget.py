@@ -119,7 +119,7 @@ def test_widest_input_counts_while_bits_are_learned() -> None:
     operators = [
         MacOperator(name, name, "conv2d", f"{name}.weight", (4, 4, 1, 1), 100) for name in ("joined", "floating")
     ]
-    narrow, wide = ActivationQuantizer(signed=False), ActivationQuantizer(signed=False)
+    narrow, wide = ActivationQuantizer("unsigned"), ActivationQuantizer("unsigned")
     narrow.initialize_(1.0, 3)
     wide.initialize_(1.0, 5)
     bits = BitWidths(operators, {}, {"narrow": narrow, "wide": wide}, {"joined": ("narrow", "wide")})

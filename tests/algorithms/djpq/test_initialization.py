@@ -8,7 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from djpq_nncf.algorithms.djpq._initialization import find_range, initialize_weight_ranges
+from djpq_nncf.algorithms.djpq._initialization import (
+    find_limits,
+    find_range,
+    initialize_range,
+    initialize_weight_ranges,
+)
 from tests.helpers import images, insert_into, settings_of
 
 
@@ -58,5 +63,36 @@ def test_weights_of_8_bits_are_not_clipped(bits: int, estimator: str, whole: boo
     network = insert_into(model, images(), quantization={"weights": {"bits": bits}})
     settings = settings_of(initializer={"range": {"type": estimator, "params": {"percentile": 99.0}}}).initializer
     initialize_weight_ranges(network.model, network.weight_quantizers, bits, settings)
-    reached = float(network.weight_quantizers["2.weight"].range())
+    reached = network.weight_quantizers["2.weight"].range().item()
     assert (reached == pytest.approx(20.0)) == whole
+
+
+@pytest.mark.parametrize("estimator", ["mse", "min_max", "percentile"])
+@pytest.mark.parametrize("activation", [nn.SiLU(), nn.Hardswish(), nn.GELU()])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_an_asymmetric_grid_serves_small_negative_values(bits: int, activation: nn.Module, estimator: str) -> None:
+    """Its step is about half of that of a symmetric one, and the error of rounding so about a quarter."""
+    clipping_dominates = estimator == "percentile" and bits == 8
+    values = activation(torch.randn(4000, generator=torch.Generator().manual_seed(1)) * 2)
+    errors = []
+    for mode, grid in (("auto", "asymmetric"), ("symmetric", "symmetric")):
+        model = nn.Sequential(nn.Conv2d(3, 2, 1), activation, nn.Conv2d(2, 1, 1))
+        network = insert_into(model, images(), quantization={"activations": {"mode": mode, "bits": bits}})
+        quantizer = list(network.activation_quantizers.values())[1]
+        assert quantizer.grid == grid
+        ranges = {"type": estimator, "params": {"percentile": 99.9}}
+        initializer = settings_of(initializer={"range": ranges}).initializer
+        initialize_range(quantizer, [values[:100], values[100:]], bits, initializer)
+        errors.append(float((quantizer(values) - values).detach().square().mean()))
+    assert errors[0] < (0.8 if clipping_dominates else 0.45) * errors[1]
+
+
+@pytest.mark.parametrize("estimator", ["mse", "min_max", "percentile"])
+@pytest.mark.parametrize("values", [torch.zeros(9), torch.full((9,), -2.0), torch.tensor([0.0, 3.0])])
+def test_limits_of_one_sided_values(values: Tensor, estimator: str) -> None:
+    low, high = find_limits([values], 8, settings_of(initializer={"range": {"type": estimator}}).initializer)
+    assert low <= 0 <= high
+    assert low < high
+    assert low == pytest.approx(min(0, float(values.min())))
+    if values.max() > 0:
+        assert high == pytest.approx(float(values.max()))
