@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from djpq_nncf.algorithms import CompressionController, create_compressed_model
+from djpq_nncf.algorithms.djpq import block_of
 from djpq_nncf.benchmark._calibration import Calibration, random_calibration, read_calibration
 from djpq_nncf.benchmark._entry import Entry
 from djpq_nncf.capture import DynamicDims, capture
@@ -148,13 +149,13 @@ def _compressed(
             yield Entry(name, path, variant, shape=shape)
 
 
-def remove_at_random(ctrl: CompressionController, share: float, multiple: int, seed: int = 0) -> None:
-    """Close a share of the channels of each group; the number that stays is a ``multiple``, upwards."""
+def remove_at_random(ctrl: CompressionController, share: float, round_to: int | None, seed: int = 0) -> None:
+    """Close a share of the channels of each group; the number that stays is rounded up as ``round_to`` says."""
     generator = torch.Generator().manual_seed(seed)
     for group in ctrl.groups.values():
-        step = 1 if group.role == "attention_heads" else multiple
+        block = block_of(group.role, group.size, round_to)
         left = max(1, round((1 - share) * group.size))
-        left = min(-(-left // step) * step, group.size)
+        left = min(-(-left // block) * block, group.size)
         group.close(torch.randperm(group.size, generator=generator)[left:].tolist())
 
 

@@ -42,9 +42,7 @@ class ActivationQuantizer(LearnedQuantizer):
         power_of_two: bool = False,
         rectifies: float | None = None,
     ) -> None:
-        super().__init__(
-            symmetric=grid == "symmetric", min_bits=min_bits, max_bits=max_bits, power_of_two=power_of_two
-        )
+        super().__init__(symmetric=grid == "symmetric", min_bits=min_bits, max_bits=max_bits, power_of_two=power_of_two)
         if grid != "unsigned" and rectifies is not None:
             raise ValueError("a quantizer with negative values cannot take the place of a ReLU")
         self.grid = grid
@@ -96,4 +94,3 @@ class ActivationQuantizer(LearnedQuantizer):
     def _codes_below_zero(self, low_share: Tensor) -> Tensor:
         share = low_share.detach().to(torch.promote_types(low_share.dtype, torch.float32))
         return (share * unsigned_levels(self._require_bits())).round()
-

@@ -101,7 +101,7 @@ def test_layers_groups_and_quantizers(factory: str) -> None:
     assert "prunable channels 14 in 2 groups" in lines
     tree = result.stdout[result.stdout.index("Channel groups") :].splitlines()
     assert tree[: tree.index("")] == GROUPS
-    assert "input_1 input input_1 signed no 8 0" in lines
+    assert "input_1 input input_1 symmetric no 8 0" in lines
     assert any(line.startswith("relu 2 (relu) unsigned no learned 3") for line in lines)
 
 

@@ -30,7 +30,7 @@ def test_algorithm_alone_is_enough() -> None:
             "lr_multiplier": 10.0,
             "initial_log_variance": -6.0,
             "cost_weighted": True,
-            "round_to": 1,
+            "round_to": None,
             "dimensions": {
                 "hidden": True,
                 "residual": True,

@@ -10,7 +10,7 @@ from torch import Tensor
 from djpq_nncf.algorithms.djpq._bits import BitWidths
 from djpq_nncf.algorithms.djpq._budget import BitChoices, Floats, Integers, choose_bits
 from djpq_nncf.algorithms.djpq._settings import DJPQSettings
-from djpq_nncf.channels import ChannelAnalysis
+from djpq_nncf.channels import ChannelAnalysis, Role
 from djpq_nncf.cost import CostModel
 from djpq_nncf.nn import Gate
 
@@ -19,7 +19,20 @@ TOLERANCE = 0.02
 
 _POWERS_OF_TWO = (2, 4, 8)
 _SPARED = 4
+_BLOCK = 8
 _TRIED = 64
+
+
+def block_of(role: Role, size: int, round_to: int | None) -> int:
+    """What the number of channels that stay in a group is a multiple of.
+
+    ``round_to`` None: 8 where that is no more than a quarter of the group. INT8 kernels take channels in such blocks.
+    """
+    if role == "attention_heads":  # a head is as wide as it is: what layers lose with it is no odd count
+        return 1
+    if round_to is not None:
+        return round_to
+    return _BLOCK if size >= 4 * _BLOCK else 1
 
 
 def choices_of(bits: BitWidths, *, power_of_two: bool) -> BitChoices:
@@ -102,8 +115,7 @@ class Decision:
         """At least one channel of a group stays, and ``round_to`` is honoured by keeping more."""
         keep = keep.copy()
         for group in self._analysis.groups.values():
-            # a head is as wide as it is: what layers lose with it is no odd count
-            multiple = 1 if group.role == "attention_heads" else self._settings.pruning.round_to
+            multiple = block_of(group.role, group.size, self._settings.pruning.round_to)
             own = slice(group.channels.start, group.channels.stop)
             available = ~self._closed_by_hand[own]
             count = max(1, int(keep[own].sum()))
@@ -176,13 +188,18 @@ class Decision:
         return best()
 
     def _reopen(self, keep: np.ndarray, bits: Integers) -> np.ndarray:
-        """Open single channels that still fit into the budget, greatest alpha first."""
-        if self._settings.pruning.round_to > 1:
-            return keep
-        closed = np.flatnonzero(~keep & ~self._closed_by_hand)
-        for channel in closed[np.argsort(-self._log_alpha[closed], kind="stable")][:_TRIED]:
+        """Open channels that still fit into the budget, greatest alpha first, in the blocks of their groups."""
+        together: list[np.ndarray] = []
+        for group in self._analysis.groups.values():
+            multiple = block_of(group.role, group.size, self._settings.pruning.round_to)
+            own = np.arange(group.channels.start, group.channels.stop)
+            closed = own[~keep[own] & ~self._closed_by_hand[own]]
+            closed = closed[np.argsort(-self._log_alpha[closed], kind="stable")]
+            together += [closed[start : start + multiple] for start in range(0, len(closed), multiple)]
+        together.sort(key=lambda channels: -self._log_alpha[channels[0]])
+        for channels in together[:_TRIED]:
             trial = keep.copy()
-            trial[channel] = True
+            trial[channels] = True
             if self._bops(trial, bits) <= self._budget:
                 keep = trial
         return keep

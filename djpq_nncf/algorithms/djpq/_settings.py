@@ -49,7 +49,7 @@ class PruningSettings:
     lr_multiplier: float
     initial_log_variance: float
     cost_weighted: bool
-    round_to: int
+    round_to: int | None
     roles: frozenset[Role]
     ignored_scopes: ScopeSettings
     target_scopes: ScopeSettings | None
