@@ -5,6 +5,7 @@ from djpq_nncf.nn._activation_quantizer import ActivationQuantizer, Grid
 from djpq_nncf.nn._frozen import (
     FrozenActivationQuantizer,
     FrozenWeightQuantizer,
+    levels_below_zero,
     signed_levels,
     unsigned_levels,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "Slot",
     "WeightQuantizer",
     "continuous_bits",
+    "levels_below_zero",
     "nearest_power_of_two",
     "quantize_activation",
     "quantize_weight",

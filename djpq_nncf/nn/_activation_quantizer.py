@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from djpq_nncf.nn._frozen import FrozenActivationQuantizer, signed_levels, unsigned_levels
+from djpq_nncf.nn._frozen import FrozenActivationQuantizer, levels_below_zero, signed_levels, unsigned_levels
 from djpq_nncf.nn._functional import quantize_activation
 from djpq_nncf.nn._learned_quantizer import LearnedQuantizer, straight_through
 
@@ -60,17 +60,18 @@ class ActivationQuantizer(LearnedQuantizer):
         return quantize_activation(x, step, *self.limits(step), compiled=self.compiled and self.training)
 
     def limits(self, step: Tensor) -> tuple[Tensor, Tensor]:
-        """The smallest and the greatest value, differentiable; multiples of ``step`` once the bit-width is fixed."""
+        """The smallest and the greatest value, differentiable.
+
+        The smallest one of an asymmetric grid is a multiple of ``step``, both are once the bit-width is fixed.
+        """
         width = self.range()
         if self.low_share is None:
             return (-width if self.symmetric else torch.zeros_like(width)), width
         low = -self.low_share.to(width.dtype) * width
         high = low + width
-        if self.bits is None:
-            return low, high
-        below = self._codes_below_zero(self.low_share)
-        above = unsigned_levels(self.bits) - below
-        return straight_through(-below * step, low), straight_through(above * step, high)
+        levels = (width / step).detach() if self.bits is None else unsigned_levels(self.bits)
+        below = levels_below_zero(self.low_share, levels)
+        return straight_through(-below * step, low), straight_through((levels - below) * step, high)
 
     @torch.no_grad()
     def initialize_(self, q_m: float, bits: float, *, low_share: float | None = None) -> None:
@@ -84,13 +85,10 @@ class ActivationQuantizer(LearnedQuantizer):
         bits = self._require_bits()
         if self.symmetric:
             return -signed_levels(bits), signed_levels(bits)
-        below = 0 if self.low_share is None else int(self._codes_below_zero(self.low_share))
-        return -below, unsigned_levels(bits) - below
+        levels = unsigned_levels(bits)
+        below = 0 if self.low_share is None else int(levels_below_zero(self.low_share, levels))
+        return -below, levels - below
 
     def freeze(self) -> FrozenActivationQuantizer:
         """The fixed grid: the same function of the activation as this module's."""
         return FrozenActivationQuantizer(self.step(), *self.codes())
-
-    def _codes_below_zero(self, low_share: Tensor) -> Tensor:
-        share = low_share.detach().to(torch.promote_types(low_share.dtype, torch.float32))
-        return (share * unsigned_levels(self._require_bits())).round()

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Quantizers whose grid no longer changes: what a stripped model carries into export."""
 
+import torch
 from torch import Tensor, nn
 
 
@@ -12,6 +13,17 @@ def signed_levels(bits: int) -> int:
 def unsigned_levels(bits: int) -> int:
     """Positive levels of an unsigned grid that fits in ``bits`` bits."""
     return 2**bits - 1
+
+
+def levels_below_zero(share: Tensor, levels: int | Tensor) -> Tensor:
+    """How many of the levels of an asymmetric grid are negative, if that is to be a ``share`` of them.
+
+    An even number: runtimes differ in whether they add the zero point before or after they round half to even.
+    """
+    share = share.detach().to(torch.promote_types(share.dtype, torch.float32))
+    most = levels // 2
+    below = (share * (levels / 2)).round()
+    return 2 * (torch.minimum(below, most) if isinstance(most, Tensor) else below.clamp(max=most))
 
 
 class FrozenWeightQuantizer(nn.Module):

@@ -21,7 +21,7 @@ def learned_quantize(
 def levels_of(kind: str, bits: int) -> tuple[int, int]:
     """Lowest and highest code of a grid."""
     if kind == "asymmetric":
-        below = round(LOW_SHARE * (2**bits - 1))
+        below = 2 * round(LOW_SHARE * (2**bits - 1) / 2)
         return -below, 2**bits - 1 - below
     return (0, 2**bits - 1) if kind == "unsigned" else (1 - 2 ** (bits - 1), 2 ** (bits - 1) - 1)
 

@@ -102,7 +102,7 @@ def test_gradients_of_an_asymmetric_grid(bits: int | None) -> None:
     torch.testing.assert_close(quantizer.log_range.grad, of_range)
 
 
-@pytest.mark.parametrize(("share", "codes"), [(0.0, (0, 15)), (1.0, (-15, 0)), (0.5, (-8, 7)), (0.1, (-2, 13))])
+@pytest.mark.parametrize(("share", "codes"), [(0.0, (0, 15)), (1.0, (-14, 1)), (0.5, (-8, 7)), (0.1, (-2, 13))])
 def test_zero_is_a_code_of_an_asymmetric_grid(share: float, codes: tuple[int, int]) -> None:
     """A runtime pads with zeros, and channels that are gone are zeros."""
     quantizer = ActivationQuantizer("asymmetric")

@@ -14,7 +14,13 @@ from djpq_nncf.algorithms._data import iterate_inputs
 from djpq_nncf.algorithms._progress import track
 from djpq_nncf.algorithms.djpq._settings import InitializerSettings
 from djpq_nncf.errors import DataError
-from djpq_nncf.nn import ActivationQuantizer, WeightQuantizer, signed_levels, unsigned_levels
+from djpq_nncf.nn import (
+    ActivationQuantizer,
+    WeightQuantizer,
+    levels_below_zero,
+    signed_levels,
+    unsigned_levels,
+)
 
 _VALUES_PER_BATCH = 1 << 16
 _CANDIDATES = 64
@@ -133,8 +139,8 @@ def find_limits(values: list[Tensor], bits: int, settings: InitializerSettings) 
 
     def error(low: float, high: float) -> float:
         step = (high - low) / levels
-        lowest = round(low / step)
-        return float((x - (x / step).round().clamp(lowest, lowest + levels) * step).square().sum())
+        below = int(levels_below_zero(torch.tensor(-low / (high - low)), levels))
+        return float((x - (x / step).round().clamp(-below, levels - below) * step).square().sum())
 
     if high > 0:
         high *= _best_share(lambda share: error(low, share * high))
