@@ -2,10 +2,10 @@
 """How fast compressed networks run: FP32, INT8 by NNCF, and ours with channels removed at random, without training.
 
 "by hand" is a float network of the very same widths, quantized by NNCF: what somebody would get who built it so.
-Latency of one image on all threads and throughput with one image a thread, the files taken in turn, medians.
+Latency of one image on all threads and throughput with one image a thread, the files taken in turn, medians. Counts are
+in blocks as ``pruning.round_to`` has them by default, or any ("odd counts").
 
     python benchmarks/latency.py
-    python benchmarks/latency.py --multiples    # which channel counts pay
 """
 
 import argparse
@@ -34,6 +34,8 @@ from djpq_nncf.benchmark import (
 from djpq_nncf.capture import capture
 from djpq_nncf.export import export_model
 
+VARIANTS = ((0.0, None), (0.3, 1), (0.3, None), (0.5, None))
+"""Shares of the channels that are removed, and ``round_to``."""
 NETWORKS = ("resnet18", "resnet50", "mobilenet_v2", "tf_efficientnet_lite0")
 DJPQ: dict[str, Any] = {
     "algorithm": "djpq",
@@ -57,20 +59,18 @@ def load(name: str) -> nn.Module:
     return timm.create_model(name, pretrained=False).eval()
 
 
-def smaller(model: nn.Module, image: torch.Tensor, share: float, multiple: int, *, quantized: bool) -> Any:
+def smaller(model: nn.Module, image: torch.Tensor, share: float, round_to: int | None, *, quantized: bool) -> Any:
     """A controller with a share of the channels closed; the same ones with and without quantizers."""
     config = deepcopy(DJPQ)
     config["quantization"]["enabled"] = quantized
     ctrl, _ = create_compressed_model(model, {"compression": config}, init_data=[image], example_inputs=image)
-    remove_at_random(ctrl, share, multiple)
+    remove_at_random(ctrl, share, round_to)
     ctrl.freeze()
     return ctrl
 
 
-def write_files(
-    name: str, variants: Iterable[tuple[float, int]], suffixes: Iterable[str], folder: Path, *, by_hand: bool
-) -> Iterator[Entry]:
-    """FP32, INT8 by NNCF, and for each share and multiple ours and the one by hand."""
+def write_files(name: str, suffixes: Iterable[str], folder: Path) -> Iterator[Entry]:
+    """FP32, INT8 by NNCF, and for each variant ours and the one by hand."""
     model, image = load(name), torch.randn(1, 3, 224, 224)
     suffixes = tuple(suffixes)
 
@@ -88,12 +88,12 @@ def write_files(
         export_model(captured, original.path)
         yield quantize(original, entry("nncf", suffix, "INT8, NNCF"))
         yield original
-    for share, multiple in variants:
-        label = f"{share:.0%} removed" + (f", multiples of {multiple}" if multiple > 1 else "") if share else "all"
-        ours = smaller(model, image, share, multiple, quantized=True)
-        reference = smaller(model, image, share, multiple, quantized=False).strip() if by_hand and share else None
+    for share, round_to in VARIANTS:
+        label = f"{share:.0%} removed" + (", odd counts" if round_to == 1 else "") if share else "all"
+        ours = smaller(model, image, share, round_to, quantized=True)
+        reference = smaller(model, image, share, round_to, quantized=False).strip() if share else None
         for suffix in suffixes:
-            stem = f"{100 * share:g}_{multiple}"
+            stem = f"{100 * share:g}_{round_to}"
             compressed = entry(stem, suffix, f"INT8, djpq_nncf; {label}")
             ours.export_model(compressed.path)
             yield compressed
@@ -124,27 +124,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=NETWORKS)
     parser.add_argument("--runtimes", nargs="+", default=list(RUNTIMES), choices=list(RUNTIMES))
-    parser.add_argument("--multiples", action="store_true", help="30 %% removed, counts in multiples of 1 to 32")
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--no-page", action="store_true", help="leave docs/performance.md as it is")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
-    variants = (
-        [(0.3, n) for n in (1, 2, 4, 8, 16, 32)] if arguments.multiples else [(0.0, 1), (0.3, 1), (0.3, 8), (0.5, 1)]
-    )
     for name in arguments.models:
         with tempfile.TemporaryDirectory() as folder:
             suffixes = [RUNTIMES[runtime] for runtime in arguments.runtimes]
-            entries = list(write_files(name, variants, suffixes, Path(folder), by_hand=not arguments.multiples))
+            entries = list(write_files(name, suffixes, Path(folder)))
             result = run_benchmark(entries, rounds=arguments.rounds, threads=arguments.threads)
         table = markdown_table(HEADER, table_rows(result), text_columns=4)
         print(table, flush=True)
         if not arguments.no_page:
-            title = f"Channel counts that pay: {name}" if arguments.multiples else f"Latency: {name}"
-            command = "python benchmarks/latency.py" + (" --multiples" if arguments.multiples else "")
             conditions = f"random weights, 224x224, {arguments.threads} threads, {arguments.rounds} rounds, {machine()}"
-            write_section(title, f"`{command}`: {conditions}.\n\n{table}")
+            write_section(f"Latency: {name}", f"`python benchmarks/latency.py`: {conditions}.\n\n{table}")
 
 
 if __name__ == "__main__":
