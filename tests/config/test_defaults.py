@@ -57,6 +57,7 @@ def test_algorithm_alone_is_enough() -> None:
                 "learn_exponent": True,
             },
             "activations": {
+                "mode": "auto",
                 "bits": None,
                 "initial_bits": 8,
                 "min_bits": 2,
