@@ -36,7 +36,8 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], text_co
 def write_section(title: str, text: str) -> None:
     """Replace the section with this title, or append it."""
     page = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else _INTRODUCTION
-    before, *sections = re.split(r"(?m)^## ", page)
+    introduction, *sections = re.split(r"(?m)^## ", page)
     kept = {section.partition("\n")[0]: section for section in sections}
-    kept[title] = f"{title}\n\n{text.strip()}\n\n"
-    PAGE.write_text((before + "".join(f"## {section}" for section in kept.values())).rstrip() + "\n", encoding="utf-8")
+    kept[title] = f"{title}\n\n{text}"
+    parts = [introduction, *(f"## {section}" for section in kept.values())]
+    PAGE.write_text("\n\n".join(part.strip() for part in parts) + "\n", encoding="utf-8")

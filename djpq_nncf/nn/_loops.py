@@ -37,7 +37,8 @@ class Loop:
     def __init__(self, function: Callable[..., Any], elementwise: int) -> None:
         self._function = function
         self._elementwise = elementwise
-        self._compiled = torch.compile(function, dynamic=True)
+        # Else the size of the first tensor decides, for good and for later processes too, whether threads are used.
+        self._compiled = torch.compile(function, dynamic=True, options={"cpp.dynamic_threads": True})
 
     def __call__(self, *args: Any, compiled: bool) -> Any:
         if torch.compiler.is_compiling():
