@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Values that may be negative must not be given an unsigned grid."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from djpq_nncf.capture import capture
 from djpq_nncf.passes._sign import find_nonnegative, find_skewed
@@ -20,6 +21,12 @@ class _Function(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.function(self.conv(x))
+
+
+def _finds_result(find: Callable[[GraphModule], Set[str]], function: Callable[[Tensor], Tensor]) -> bool:
+    captured = capture(_Function(function).eval(), (torch.randn(2, 3, 4, 4),))
+    (output,) = next(node for node in captured.graph.nodes if node.op == "output").all_input_nodes
+    return output.name in find(captured)
 
 
 CASES: dict[str, tuple[Callable[[Tensor], Tensor], bool]] = {
@@ -46,9 +53,7 @@ CASES: dict[str, tuple[Callable[[Tensor], Tensor], bool]] = {
 @pytest.mark.parametrize("case", CASES)
 def test_sign(case: str) -> None:
     function, nonnegative = CASES[case]
-    captured = capture(_Function(function).eval(), (torch.randn(2, 3, 4, 4),))
-    (output,) = next(node for node in captured.graph.nodes if node.op == "output").all_input_nodes
-    assert (output.name in find_nonnegative(captured)) is nonnegative
+    assert _finds_result(find_nonnegative, function) is nonnegative
 
 
 SKEWED: dict[str, tuple[Callable[[Tensor], Tensor], bool]] = {
@@ -69,9 +74,7 @@ SKEWED: dict[str, tuple[Callable[[Tensor], Tensor], bool]] = {
 @pytest.mark.parametrize("case", SKEWED)
 def test_skew(case: str) -> None:
     function, skewed = SKEWED[case]
-    captured = capture(_Function(function).eval(), (torch.randn(2, 3, 4, 4),))
-    (output,) = next(node for node in captured.graph.nodes if node.op == "output").all_input_nodes
-    assert (output.name in find_skewed(captured)) is skewed
+    assert _finds_result(find_skewed, function) is skewed
 
 
 class _Attention(nn.Module):

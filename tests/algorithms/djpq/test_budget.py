@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from djpq_nncf.algorithms.djpq import CompressedNetwork
+from djpq_nncf.algorithms.djpq import CompressedNetwork, block_of
 from djpq_nncf.algorithms.djpq._bits import BitWidths
 from djpq_nncf.algorithms.djpq._budget import BitChoices, Floats, Integers, choose_bits
 from djpq_nncf.algorithms.djpq._freezing import Decision, choices_of, reachable_bops
+from djpq_nncf.channels import Role
 from djpq_nncf.cost import MacOperator
 from djpq_nncf.nn import ActivationQuantizer
 from tests.helpers import NETWORKS, PRUNING_ONLY, VGG7, images, insert_into, settings_of
@@ -221,6 +222,37 @@ def test_round_to(multiple: int) -> None:
         for name, count in kept_by_group(network, keep).items():
             assert count % multiple == 0 or count == network.analysis.groups[name].size
         assert ratio <= 0.02
+
+
+@pytest.mark.parametrize(
+    ("role", "size", "round_to", "block"),
+    [
+        ("hidden", 31, None, 1),
+        ("hidden", 32, None, 8),
+        ("residual", 100, None, 8),
+        ("hidden", 8, 4, 4),
+        ("hidden", 64, 1, 1),
+        ("attention_heads", 64, None, 1),
+        ("attention_heads", 64, 4, 1),
+    ],
+)
+def test_block_of(role: Role, size: int, round_to: int | None, block: int) -> None:
+    assert block_of(role, size, round_to) == block
+
+
+@pytest.mark.parametrize("target", [0.1, 0.02])
+def test_blocks_of_eight_by_default(target: float) -> None:
+    djpq: dict[str, Any] = {"target": {"bops_ratio": target}}
+    wide = 0
+    for seed in range(6):
+        network, bits = random_network("vgg7", seed, **djpq)
+        keep, _, ratio = decide(network, bits, **djpq)
+        for name, count in kept_by_group(network, keep).items():
+            if network.analysis.groups[name].size >= 32:
+                wide += count < network.analysis.groups[name].size
+                assert count % 8 == 0
+        assert 0.98 * target <= ratio <= target
+    assert wide > 6
 
 
 def test_round_to_keeps_more_not_fewer() -> None:
