@@ -17,7 +17,7 @@ class WeightQuantizer(LearnedQuantizer):
     Args:
         min_bits: least bit-width that `project_` allows, at least 2.
         max_bits: greatest bit-width that `project_` allows, at most 32.
-        learn_exponent: False keeps ``t`` at 1 and leaves out its parameter and its work.
+        learn_exponent: whether ``t`` is learned; else it is 1, without a parameter and without its work.
         power_of_two: quantize with the nearest bit-width of {2, 4, 8, 16, 32} while learning (Algorithm 2).
 
     Attributes:
@@ -31,7 +31,7 @@ class WeightQuantizer(LearnedQuantizer):
         *,
         min_bits: int = 2,
         max_bits: int = 8,
-        learn_exponent: bool = True,
+        learn_exponent: bool = False,
         power_of_two: bool = False,
     ) -> None:
         super().__init__(symmetric=True, min_bits=min_bits, max_bits=max_bits, power_of_two=power_of_two)

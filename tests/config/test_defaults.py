@@ -54,7 +54,7 @@ def test_algorithm_alone_is_enough() -> None:
                 "initial_bits": 6,
                 "min_bits": 2,
                 "max_bits": 8,
-                "learn_exponent": True,
+                "learn_exponent": False,
             },
             "activations": {
                 "mode": "auto",

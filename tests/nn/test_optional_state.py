@@ -14,7 +14,7 @@ class _Model(nn.Module):
         super().__init__()
         self.first = nn.Linear(2, 3)
         self.gate = Gate(3)
-        self.weight = WeightQuantizer()
+        self.weight = WeightQuantizer(learn_exponent=True)
         self.activation = ActivationQuantizer("unsigned")
         self.last = nn.Linear(3, 1)
 
@@ -54,7 +54,7 @@ def test_unknown_entry_is_reported() -> None:
 
 def test_exponent_does_not_load_where_it_is_not_learned() -> None:
     with pytest.raises(RuntimeError, match="log_exponent"):
-        WeightQuantizer(learn_exponent=False).load_state_dict(WeightQuantizer().state_dict())
+        WeightQuantizer().load_state_dict(WeightQuantizer(learn_exponent=True).state_dict())
 
 
 def test_whole_checkpoint_loads() -> None:

@@ -248,7 +248,7 @@ def test_learned_bits_cannot_be_frozen(kind: str) -> None:
 @pytest.mark.parametrize("limits", [(1, 8), (8, 4), (2, 33)])
 def test_impossible_limits(limits: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match="min <= max"):
-        WeightQuantizer(min_bits=limits[0], max_bits=limits[1])
+        WeightQuantizer(min_bits=limits[0], max_bits=limits[1], learn_exponent=True)
     with pytest.raises(ValueError, match=r"\[5, 7\]"):
         WeightQuantizer(min_bits=5, max_bits=7, power_of_two=True)
 

@@ -63,8 +63,8 @@ def test_no_gates() -> None:
 
 def quantizers(*, power_of_two: bool) -> list[LearnedQuantizer]:
     result: list[LearnedQuantizer] = [
-        WeightQuantizer(min_bits=2, max_bits=8, power_of_two=power_of_two),
-        WeightQuantizer(min_bits=4, max_bits=6, learn_exponent=False, power_of_two=power_of_two),
+        WeightQuantizer(min_bits=2, max_bits=8, learn_exponent=True, power_of_two=power_of_two),
+        WeightQuantizer(min_bits=4, max_bits=6, power_of_two=power_of_two),
         ActivationQuantizer("unsigned", min_bits=2, max_bits=16, power_of_two=power_of_two),
         ActivationQuantizer("symmetric", max_bits=8, power_of_two=power_of_two),
         ActivationQuantizer("asymmetric", max_bits=7, power_of_two=power_of_two),

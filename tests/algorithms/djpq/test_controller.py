@@ -231,6 +231,7 @@ SMALL = {
     "joint 0.01": (0.01, {}),
     "quantization 0.03": (0.03, QUANTIZATION_ONLY),
     "power of two 0.02": (0.02, {"quantization": {"power_of_two": True}}),
+    "learned exponents 0.02": (0.02, {"quantization": {"weights": {"learn_exponent": True}}}),
 }
 
 
@@ -243,6 +244,8 @@ def test_target_is_met_after_training(name: str, case: str) -> None:
     )
     data = batches()
     train(controller, 2, data)
+    exponents = [float(p.exp()) for n, p in compressed.named_parameters() if n.endswith("log_exponent")]
+    assert all(abs(t - 1) > 1e-3 for t in exponents) and bool(exponents) == ("exponents" in case)
     controller.freeze()
     assert 0.98 * target <= controller.statistics().djpq.bops_ratio <= target
     train(controller, 1, data)
