@@ -78,27 +78,24 @@ def _overflow_problems(quantization: dict[str, Any]) -> Iterator[Problem]:
 def _target_problems(settings: dict[str, Any], given: dict[str, Any]) -> Iterator[Problem]:
     """Equation (17) needs strengths: given as gamma and beta, or adapted until the target is met."""
     target = settings["target"]
-    target_given = given.get("target", {}).get("bops_ratio") is not None
+    asked = [key for key, ratio in given.get("target", {}).items() if ratio is not None]
     strengths = [
         (half, symbol)
         for half, symbol in (("pruning", "gamma"), ("quantization", "beta"))
         if settings[half][symbol] is not None
     ]
     learns = _learns_something(settings)
-    if target_given:
+    if asked:
+        if "bops_ratio" not in asked:
+            target["bops_ratio"] = None
         for half, symbol in strengths:
             yield Problem(
                 (half, symbol),
-                f"{settings[half][symbol]} and target.bops_ratio {target['bops_ratio']} exclude each other, "
+                f"{settings[half][symbol]} and target.{asked[0]} {target[asked[0]]} exclude each other, "
                 f"since the target sets the strength; remove {half}.{symbol} to reach the target, "
-                "or target.bops_ratio to keep the strength",
+                f"or target.{asked[0]} to keep the strength",
             )
-        if not learns:
-            yield Problem(
-                ("target", "bops_ratio"),
-                f"{target['bops_ratio']} cannot be steered to, since pruning is off and all bit-widths "
-                "are fixed; remove it, enable pruning, or set bits of weights or activations to null",
-            )
+        yield from _steering_problems(settings, asked)
         return
     if not settings["quantization"]["enabled"] and target["bops_ratio"] is not None:
         target["bops_ratio"] = _PRUNING_ONLY_RATIO
@@ -112,9 +109,25 @@ def _target_problems(settings: dict[str, Any], given: dict[str, Any]) -> Iterato
         )
 
 
-def _learns_something(settings: dict[str, Any]) -> bool:
+def _steering_problems(settings: dict[str, Any], asked: list[str]) -> Iterator[Problem]:
+    """Targets that nothing which is learned can move."""
+    movers = {"bops_ratio": ("weights", "activations"), "macs_ratio": (), "size_ratio": ("weights",)}
+    for key in asked:
+        if _learns_something(settings, movers[key]):
+            continue
+        why, remedy = "pruning is off", "enable pruning"
+        if movers[key]:
+            why += f" and bit-widths are fixed ({', '.join(movers[key])})"
+            remedy += f", or set bits of {' or '.join(movers[key])} to null"
+        yield Problem(
+            ("target", key), f"{settings['target'][key]} cannot be steered to, since {why}; remove it, or {remedy}"
+        )
+
+
+def _learns_something(settings: dict[str, Any], halves: tuple[str, ...] = ("weights", "activations")) -> bool:
+    """Channels, or bit-widths of these."""
     quantization = settings["quantization"]
-    learned_bits = any(quantization[half]["bits"] is None for half in ("weights", "activations"))
+    learned_bits = any(quantization[half]["bits"] is None for half in halves)
     return bool(settings["pruning"]["enabled"] or (quantization["enabled"] and learned_bits))
 
 

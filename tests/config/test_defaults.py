@@ -20,7 +20,7 @@ def settings(**given: Any) -> dict[str, Any]:
 def test_algorithm_alone_is_enough() -> None:
     assert settings() == {
         "algorithm": "djpq",
-        "target": {"bops_ratio": 0.02},
+        "target": {"bops_ratio": 0.02, "macs_ratio": None, "size_ratio": None},
         "schedule": {"epochs": 10, "freeze_epoch": 6, "steps_per_epoch": None, "ramp": 0.5},
         "pruning": {
             "enabled": True,
@@ -106,6 +106,8 @@ def test_given_values_stay() -> None:
             None,
         ),
         ({"quantization": {"enabled": False}}, 0.5),
+        ({"target": {"size_ratio": 0.1}}, None),
+        ({"target": {"macs_ratio": 0.5, "bops_ratio": 0.1}}, 0.1),
     ],
     ids=[
         "gamma",
@@ -114,6 +116,8 @@ def test_given_values_stay() -> None:
         "gamma of a half that is off",
         "nothing to learn",
         "pruning alone",
+        "another target",
+        "two targets",
     ],
 )
 def test_target_is_the_default_only_where_nothing_else_drives(given: dict[str, Any], ratio: float | None) -> None:

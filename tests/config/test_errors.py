@@ -199,6 +199,24 @@ BROKEN: list[tuple[str, Any, str, tuple[str, ...]]] = [
         ("0.01", "bit-widths are fixed", "remove it"),
     ),
     (
+        "MACs without pruning",
+        djpq(pruning={"enabled": False}, target={"macs_ratio": 0.5}),
+        "$.compression.target.macs_ratio",
+        ("0.5 cannot be steered to", "pruning is off", "remove it, or enable pruning"),
+    ),
+    (
+        "size with fixed weights",
+        djpq(pruning={"enabled": False}, quantization={"weights": {"bits": 4}}, target={"size_ratio": 0.1}),
+        "$.compression.target.size_ratio",
+        ("bit-widths are fixed (weights)", "set bits of weights to null"),
+    ),
+    (
+        "another target with gamma",
+        djpq(pruning={"gamma": 1e-5}, target={"size_ratio": 0.1}),
+        "$.compression.pruning.gamma",
+        ("target.size_ratio 0.1", "remove pruning.gamma"),
+    ),
+    (
         "neither target nor strength",
         djpq(target={"bops_ratio": None}),
         "$.compression.target.bops_ratio",

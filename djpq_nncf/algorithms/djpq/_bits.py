@@ -2,12 +2,27 @@
 """Bit-widths of each operator's two factors, from the quantizers that serve them."""
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from djpq_nncf.cost import FLOAT_BITS, MacOperator
 from djpq_nncf.nn import ActivationQuantizer, LearnedQuantizer, Quantizers, WeightQuantizer
+
+
+class SoftBits(NamedTuple):
+    """Bit-widths while they are learned, differentiable; 32 where nothing is quantized.
+
+    Attributes:
+        weights: [layers] of the weight.
+        inputs: [layers] of the input.
+        stored: [weights] of each weight of layers and embeddings.
+    """
+
+    weights: Tensor
+    inputs: Tensor
+    stored: Tensor
 
 
 class BitWidths:
@@ -22,12 +37,13 @@ class BitWidths:
         inputs_of: layer name -> names of the activation quantizers in front of it (several at a concatenation; the
             widest counts).
         second_input_of: name of a product -> name of the activation quantizer of its second factor.
-        embeddings: their bits are no part of any operator's cost.
+        embeddings: their bits are part of the size, not of any operator's cost.
 
     Attributes:
         quantizers: by a name for people.
         weight_index: [layers] position in ``quantizers`` of a layer's weight quantizer, one past the end for none.
         input_index: [layers, k] positions of the quantizers of its input, padded by repetition.
+        stored_index: [weights] position of a weight's quantizer, in the order of the cost model.
     """
 
     def __init__(
@@ -58,12 +74,16 @@ class BitWidths:
         ]
         widest = max((len(row) for row in rows), default=1)
         self.input_index = torch.tensor([row + [row[0]] * (widest - len(row)) for row in rows])
+        stored = dict.fromkeys(op.weight for op in (*embeddings, *operators) if op.weight is not None)
+        self.stored_index = torch.tensor(
+            [position.get(id(weight_quantizers.get(name)), absent) for name in stored], dtype=torch.long
+        )
 
-    def soft(self) -> tuple[Tensor, Tensor]:
-        """[layers] weight bits and [layers] input bits, differentiable; 32 where nothing is quantized."""
+    def soft(self) -> SoftBits:
+        """As they are now."""
         learned = self._together.continuous_bits()
         table = torch.cat([learned, learned.new_full((1,), FLOAT_BITS)])
-        return table[self.weight_index], table[self.input_index].amax(dim=1)
+        return SoftBits(table[self.weight_index], table[self.input_index].amax(dim=1), table[self.stored_index])
 
     def project_(self) -> None:
         """Move every quantizer into its limits."""

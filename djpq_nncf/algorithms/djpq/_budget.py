@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Deciding channels and integer bit-widths so that a BOPs budget holds exactly."""
+"""Deciding channels and integer bit-widths so that a budget holds exactly."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,19 @@ _EXCHANGES = 200
 
 
 @dataclass(frozen=True)
+class Amounts:
+    """What remains of a network when channels are gone: what the bit-widths are multiplied with.
+
+    Attributes:
+        macs: [layers] MACs.
+        sizes: [weights] number of values.
+    """
+
+    macs: Floats
+    sizes: Floats
+
+
+@dataclass(frozen=True)
 class BitChoices:
     """Bit-widths to decide, and how a network's cost depends on them.
 
@@ -23,31 +36,67 @@ class BitChoices:
         admissible: for each quantizer the integers to choose from, ascending.
         weight_index: [layers] which quantizer gives a layer its weight bits; ``len(learned)`` for none (32 bits).
         input_index: [layers, k] which quantizers give a layer its input bits (the widest counts); likewise.
+        stored_index: [weights] which quantizer gives a weight the bits it is stored with; likewise.
     """
 
     learned: Floats
     admissible: Sequence[Sequence[int]]
     weight_index: Integers
     input_index: Integers
+    stored_index: Integers
 
-    def bops(self, macs: Floats, bits: Integers) -> float:
-        """BOPs of the network with these bit-widths and these MACs per layer."""
+    def bops(self, amounts: Amounts, bits: Integers | Floats) -> Floats:
+        """[layers] BOPs with these bit-widths."""
         table = np.append(bits, 32)
-        return float((macs * table[self.weight_index] * table[self.input_index].max(axis=1)).sum())
+        return np.asarray(amounts.macs * table[self.weight_index] * table[self.input_index].max(axis=1))
+
+    def size(self, amounts: Amounts, bits: Integers | Floats) -> Floats:
+        """[weights] bits of the weights with these bit-widths."""
+        return np.asarray(amounts.sizes * np.append(bits, 32)[self.stored_index])
 
 
-def choose_bits(choices: BitChoices, macs: Floats, budget: float, *, tolerance: float) -> Integers:
-    """Integer bit-widths near the learned ones, of least estimated damage, that cost at most ``budget``.
+@dataclass(frozen=True)
+class Budget:
+    """The most that a network may use of each; None where there is no limit.
 
-    Where the learned bits were a compromise between loss and log BOPs, a quantizer's marginal damage per bit equals the
-    share of the BOPs it is responsible for over its bits; quantization noise falls by 4 per bit. So moving a
+    Attributes:
+        bops: bit operations per sample.
+        macs: multiply-accumulates per sample.
+        size: bits of all weights.
+    """
+
+    bops: float | None = None
+    macs: float | None = None
+    size: float | None = None
+
+    @property
+    def limits_anything(self) -> bool:
+        return (self.bops, self.macs, self.size) != (None, None, None)
+
+    def use(self, choices: BitChoices, amounts: Amounts, bits: Integers) -> float:
+        """Used / allowed, of what is tightest: 1 where the budget is used up exactly."""
+        uses = [0.0]
+        if self.bops is not None:
+            uses.append(float(choices.bops(amounts, bits).sum()) / self.bops)
+        if self.macs is not None:
+            uses.append(float(amounts.macs.sum()) / self.macs)
+        if self.size is not None:
+            uses.append(float(choices.size(amounts, bits).sum()) / self.size)
+        return max(uses)
+
+
+def choose_bits(choices: BitChoices, amounts: Amounts, budget: Budget, *, tolerance: float) -> Integers:
+    """Integer bit-widths near the learned ones, of least estimated damage, that keep within ``budget``.
+
+    Where the learned bits were a compromise between loss and log cost, a quantizer's marginal damage per bit equals the
+    share of the cost it is responsible for over its bits; quantization noise falls by 4 per bit. So moving a
     quantizer from b* to b is taken to cost share / b* * 4^(b* - b).
 
     Args:
         choices: what is to be decided.
-        macs: [layers] MACs that remain.
-        budget: BOPs that must not be exceeded; infinity rounds every width to the nearest.
-        tolerance: the result should cost at least ``(1 - tolerance) * budget``, if the widths allow it.
+        amounts: what remains of the network.
+        budget: must not be exceeded; one without limits rounds every width to the nearest.
+        tolerance: the result should use at least ``1 - tolerance`` of the budget, if the widths allow it.
 
     Returns:
         [quantizers] bit-widths. They exceed the budget only where all are at their least.
@@ -56,40 +105,52 @@ def choose_bits(choices: BitChoices, macs: Floats, budget: float, *, tolerance: 
         [min(allowed, key=lambda b: abs(b - learned)) for learned, allowed in
          zip(choices.learned, choices.admissible, strict=True)], dtype=np.int64,
     )  # fmt: skip
-    if not np.isfinite(budget) or not len(bits):
+    if not budget.limits_anything or not len(bits):
         return bits
-    damage = _Damage(choices, macs)
-    cost = choices.bops(macs, bits)
-    while cost > budget:
-        lowered = _best_move(choices, macs, bits, damage, cost, direction=-1, budget=np.inf)
+
+    def use(bits: Integers) -> float:
+        return budget.use(choices, amounts, bits)
+
+    damage = _Damage(choices, amounts, budget)
+    used = use(bits)
+    while used > 1:
+        lowered = _best_move(choices, use, bits, damage, used, direction=-1, limit=np.inf)
         if lowered is None:
             return bits
-        bits, cost = lowered
-    while (raised := _best_move(choices, macs, bits, damage, cost, direction=+1, budget=budget)) is not None:
-        bits, cost = raised
+        bits, used = lowered
+    while (raised := _best_move(choices, use, bits, damage, used, direction=+1, limit=1.0)) is not None:
+        bits, used = raised
     for _ in range(_EXCHANGES):
-        if cost >= (1 - tolerance) * budget:
+        if used >= 1 - tolerance:
             break
-        exchanged = _exchange(choices, macs, bits, cost, budget)
+        exchanged = _exchange(choices, use, bits, used)
         if exchanged is None:
             break
-        bits, cost = exchanged
+        bits, used = exchanged
     return bits
 
 
 class _Damage:
-    def __init__(self, choices: BitChoices, macs: Floats) -> None:
-        learned = np.append(choices.learned, 32.0)
-        costs = macs * learned[choices.weight_index] * learned[choices.input_index].max(axis=1)
-        shares = np.zeros(len(learned))
-        np.add.at(shares, choices.weight_index, costs)
-        for column in choices.input_index.T:
-            np.add.at(shares, column, costs)
+    def __init__(self, choices: BitChoices, amounts: Amounts, budget: Budget) -> None:
         self._learned = choices.learned
-        self._scale = shares[:-1] / max(costs.sum(), 1e-30) / choices.learned
+        shares = np.zeros(len(choices.learned))
+        if budget.size is not None:
+            shares = _shares(choices.size(amounts, choices.learned), choices.stored_index[:, None], len(shares))
+        if budget.bops is not None:
+            readers = np.column_stack([choices.weight_index, choices.input_index])
+            shares = np.maximum(shares, _shares(choices.bops(amounts, choices.learned), readers, len(shares)))
+        self._scale = shares / choices.learned
 
     def __call__(self, quantizer: int, bits: int) -> float:
         return float(self._scale[quantizer] * 4.0 ** (self._learned[quantizer] - bits))
+
+
+def _shares(costs: Floats, quantizers: Integers, count: int) -> Floats:
+    """[rows] costs, [rows, k] the quantizers behind each -> [count] share of the sum, by quantizer."""
+    totals = np.zeros(count + 1)
+    for column in quantizers.T:
+        np.add.at(totals, column, costs)
+    return totals[:-1] / max(costs.sum(), 1e-30)
 
 
 def _neighbour(allowed: Sequence[int], bits: int, direction: int) -> int | None:
@@ -104,40 +165,40 @@ def _moves(choices: BitChoices, bits: Integers, direction: int) -> list[tuple[in
 
 def _best_move(
     choices: BitChoices,
-    macs: Floats,
+    use: Callable[[Integers], float],
     bits: Integers,
     damage: _Damage,
-    cost: float,
+    used: float,
     *,
     direction: int,
-    budget: float,
+    limit: float,
 ) -> tuple[Integers, float] | None:
-    """One step of one quantizer: down at the least damage per BOP saved, or up at the greatest relief per BOP."""
+    """One step of one quantizer: down at the least damage for what it saves, or up at the greatest relief for it."""
     best: tuple[float, Integers, float] | None = None
     for quantizer, moved in _moves(choices, bits, direction):
         trial = bits.copy()
         trial[quantizer] = moved
-        new_cost = choices.bops(macs, trial)
-        if new_cost == cost or new_cost > budget:
+        new = use(trial)
+        if new == used or new > limit:
             continue
-        merit = abs(damage(quantizer, moved) - damage(quantizer, int(bits[quantizer]))) / abs(new_cost - cost)
+        merit = abs(damage(quantizer, moved) - damage(quantizer, int(bits[quantizer]))) / abs(new - used)
         score = merit if direction < 0 else -merit
         if best is None or score < best[0]:
-            best = score, trial, new_cost
+            best = score, trial, new
     return None if best is None else best[1:]
 
 
 def _exchange(
-    choices: BitChoices, macs: Floats, bits: Integers, cost: float, budget: float
+    choices: BitChoices, use: Callable[[Integers], float], bits: Integers, used: float
 ) -> tuple[Integers, float] | None:
-    """One quantizer down and another up, such that the cost comes nearest to the budget from below."""
+    """One quantizer down and another up, such that the use comes nearest to the budget from below."""
     best: tuple[Integers, float] | None = None
     for (down, lower), (up, higher) in itertools.product(_moves(choices, bits, -1), _moves(choices, bits, +1)):
         if down == up:
             continue
         trial = bits.copy()
         trial[down], trial[up] = lower, higher
-        new_cost = choices.bops(macs, trial)
-        if (best[1] if best else cost) < new_cost <= budget:
-            best = trial, new_cost
+        new = use(trial)
+        if (best[1] if best else used) < new <= 1:
+            best = trial, new
     return best

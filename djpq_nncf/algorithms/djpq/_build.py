@@ -9,7 +9,7 @@ from torch.fx import GraphModule
 
 from djpq_nncf.algorithms._registry import register_algorithm
 from djpq_nncf.algorithms.djpq._controller import DJPQController
-from djpq_nncf.algorithms.djpq._freezing import TOLERANCE, choices_of, reachable_bops
+from djpq_nncf.algorithms.djpq._freezing import TOLERANCE, choices_of, reach
 from djpq_nncf.algorithms.djpq._initialization import initialize_activation_ranges, initialize_weight_ranges
 from djpq_nncf.algorithms.djpq._network import CompressedNetwork
 from djpq_nncf.algorithms.djpq._overflow import SAFE_BITS, narrow_weights
@@ -30,6 +30,8 @@ from djpq_nncf.passes import (
 
 # MACs of one sample from which the training saves more time than the seconds that torch.compile takes.
 _WORTH_COMPILING = 10_000_000
+
+_HOLDERS_NAMED = 3
 
 
 @register_algorithm("djpq")
@@ -125,7 +127,7 @@ def insert_gates_and_quantizers(
         make_weight_quantizer=lambda operator: _make_weight_quantizer(settings, narrow=operator.weight in narrow),
         make_activation_quantizer=lambda point: _make_activation_quantizer(settings, point),
     )
-    cost = CostModel(operators, analysis)
+    cost = CostModel(operators, analysis, embeddings)
     for quantizer in (*inserted.weight_quantizers.values(), *inserted.activation_quantizers.values()):
         assert isinstance(quantizer, LearnedQuantizer)
         quantizer.compiled = cost.baseline_macs >= _WORTH_COMPILING
@@ -205,20 +207,23 @@ def _check_scope(scope: ScopeSettings | None, kinds: Mapping[str, str], path: st
 
 def _check_target(network: CompressedNetwork, settings: DJPQSettings) -> None:
     """A target that even the smallest bit-widths miss is an error before the training, not after it."""
-    target = settings.target.bops_ratio
-    if target is None:
+    target = settings.target.given
+    if not target:
         return
     choices = choices_of(network.bit_widths(), power_of_two=settings.quantization.power_of_two)
-    least, greatest = reachable_bops(choices, network.cost, network.analysis)
-    if least > target:
-        raise ConfigError(
-            f"$.compression.target.bops_ratio: {target} is out of reach. With every bit-width at its least and every "
-            f"prunable channel but one of a group gone this network has {least:.5f} of its BOPs. Ask for more than "
-            "that, lower min_bits or input_bits, take layers out of ignored_scopes, or enable pruning."
-        )
-    if greatest < (1 - TOLERANCE) * target:
+    reaches = reach(choices, network.cost, network.analysis, settings.pruning.round_to)
+    for key, ratio in target.items():
+        if reaches[key].least > ratio:
+            holders = ", ".join(f"{name} ({share:.0%})" for name, share in reaches[key].holders[:_HOLDERS_NAMED])
+            raise ConfigError(
+                f"$.compression.target.{key}: {ratio} is out of reach. With every bit-width at its least and every "
+                f"prunable channel gone but the last of each group (pruning.round_to), {reaches[key].least:.5f} are "
+                f"left, most of that in {holders}. Ask for more than that, lower min_bits or input_bits, take layers "
+                "out of ignored_scopes, or enable pruning."
+            )
+    if all(reaches[key].greatest < (1 - TOLERANCE) * ratio for key, ratio in target.items()):
+        named = ", ".join(f"{key} {ratio}, where it has {reaches[key].greatest:.5f}" for key, ratio in target.items())
         warnings.warn(
-            f"$.compression.target.bops_ratio: {target} asks for nothing. With every bit-width at its greatest this "
-            f"network has {greatest:.5f} of its BOPs already.",
+            f"$.compression.target asks for nothing: {named} with every bit-width at its greatest.",
             stacklevel=4,
         )

@@ -28,7 +28,7 @@ from djpq_nncf.export import export_model, note_layers
 from djpq_nncf.nn import Gates
 from djpq_nncf.passes import kept_channels, remove
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 
 
 class DJPQController(CompressionController):
@@ -60,9 +60,8 @@ class DJPQController(CompressionController):
         self._gates = Gates(network.gates.values())
         self._bits = network.bit_widths()
         self._objective = Objective(network.cost, network.gates, self._bits, settings.pruning)
-        target = settings.target.bops_ratio
-        self._strength = None if target is None else StrengthController(target, settings.schedule.ramp)
-        self._latest_ratio: Tensor | None = None
+        self._strength = StrengthController(settings.schedule.ramp) if settings.target.given else None
+        self._latest_use: Tensor | None = None
         self.scheduler = DJPQScheduler(
             settings.schedule, _length(data), before_step=self._before_step, on_freeze=self.freeze
         )
@@ -73,19 +72,18 @@ class DJPQController(CompressionController):
         """The compression term of equation (17), a scalar; zero once frozen.
 
         Without a target: ``gamma * sum log(1 + alpha) + beta * sum BOPs``, annealed. With one: a strength, adapted in
-        every step, times log BOPs and the gates' penalty.
+        every step, times the log of the tightest cost and the gates' penalty.
         """
         if self._frozen:
             return torch.zeros((), device=self._device)
         if self._strength is not None:
-            terms = self._objective.with_budget(self._strength.strength)
-        else:
-            gamma = self._settings.pruning.gamma or 0.0
-            beta = self._settings.quantization.beta or 0.0
-            annealing = self.scheduler.annealing
-            terms = self._objective.with_strengths(gamma * annealing, beta * annealing)
-        self._latest_ratio = terms.bops_ratio
-        return terms.loss
+            terms = self._objective.with_budget(self._strength.strength, self._settings.target)
+            self._latest_use = terms.use
+            return terms.loss
+        gamma = self._settings.pruning.gamma or 0.0
+        beta = self._settings.quantization.beta or 0.0
+        annealing = self.scheduler.annealing
+        return self._objective.with_strengths(gamma * annealing, beta * annealing)
 
     def statistics(self) -> NNCFStatistics:
         """Costs with channels below the threshold counted as gone, and bit-widths as they are."""
@@ -182,7 +180,7 @@ class DJPQController(CompressionController):
             "seed": self._seed,
             "scheduler": self.scheduler.get_state(),
             "strength": None if self._strength is None else self._strength.get_state(),
-            "latest_ratio": None if self._latest_ratio is None else float(self._latest_ratio),
+            "latest_use": None if self._latest_use is None else float(self._latest_use),
             "groups": {name: group.size for name, group in self.groups.items()},
             "quantizers": list(self._bits.quantizers),
         }
@@ -199,8 +197,8 @@ class DJPQController(CompressionController):
         self.scheduler.load_state(state["scheduler"])
         if self._strength is not None and state["strength"] is not None:
             self._strength.load_state(state["strength"])
-        ratio = state["latest_ratio"]
-        self._latest_ratio = None if ratio is None else torch.tensor(ratio)
+        use = state["latest_use"]
+        self._latest_use = None if use is None else torch.tensor(use)
         self._draw_noise()
 
     def distributed(self) -> None:
@@ -248,8 +246,8 @@ class DJPQController(CompressionController):
                 self._network.tighten_weight_ranges()
             return
         self._gates.project_()
-        if self._strength is not None and self._latest_ratio is not None:
-            self._strength.update(float(self._latest_ratio), self.scheduler.progress, self.scheduler.joint_steps)
+        if self._strength is not None and self._latest_use is not None:
+            self._strength.update(float(self._latest_use), self.scheduler.progress, self.scheduler.joint_steps)
         self._draw_noise()
 
     def _draw_noise(self) -> None:
@@ -258,12 +256,14 @@ class DJPQController(CompressionController):
         self._gates.sample_(generator)
 
     def _warn_if_off_target(self) -> None:
-        target = self._settings.target.bops_ratio
-        reached = self.statistics().djpq.bops_ratio
-        if target is not None and not (1 - TOLERANCE) * target <= reached <= target:
+        target, reached = self._settings.target.given, self.statistics().djpq.ratios
+        if target and not 1 - TOLERANCE <= max(reached[key] / ratio for key, ratio in target.items()) <= 1:
+            named = ", ".join(
+                f"{key} {reached[key]:.5f} where {ratio:.5f} was asked for" for key, ratio in target.items()
+            )
             warnings.warn(
-                f"The frozen network has {reached:.5f} of the BOPs where {target:.5f} was asked for: whole bits and "
-                "channels (in steps of pruning.round_to) come no closer.",
+                f"The frozen network has {named}: whole bits and channels (in steps of pruning.round_to) come no "
+                "closer.",
                 stacklevel=3,
             )
 

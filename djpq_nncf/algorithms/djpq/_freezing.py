@@ -2,20 +2,21 @@
 """The end of the joint phase: which channels stay, and how many bits each quantizer gets."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from djpq_nncf.algorithms.djpq._bits import BitWidths
-from djpq_nncf.algorithms.djpq._budget import BitChoices, Floats, Integers, choose_bits
-from djpq_nncf.algorithms.djpq._settings import DJPQSettings
+from djpq_nncf.algorithms.djpq._budget import Amounts, BitChoices, Budget, Integers, choose_bits
+from djpq_nncf.algorithms.djpq._settings import DJPQSettings, TargetSettings
 from djpq_nncf.channels import ChannelAnalysis, Role
 from djpq_nncf.cost import CostModel
 from djpq_nncf.nn import Gate
 
 TOLERANCE = 0.02
-"""The frozen network uses between 98 % and 100 % of the BOPs asked for."""
+"""The frozen network uses between 98 % and 100 % of the tightest budget."""
 
 _POWERS_OF_TWO = (2, 4, 8)
 _SPARED = 4
@@ -45,7 +46,26 @@ def choices_of(bits: BitWidths, *, power_of_two: bool) -> BitChoices:
         else:
             span = range(quantizer.min_bits, quantizer.max_bits + 1)
             admissible.append([b for b in span if b in _POWERS_OF_TWO] if power_of_two else list(span))
-    return BitChoices(np.array(learned), admissible, bits.weight_index.numpy(), bits.input_index.numpy())
+    indices = bits.weight_index, bits.input_index, bits.stored_index
+    return BitChoices(np.array(learned), admissible, *(index.numpy() for index in indices))
+
+
+def budget_of(target: TargetSettings, cost: CostModel) -> Budget:
+    """The target in absolute numbers."""
+
+    def share(ratio: float | None, baseline: int) -> float | None:
+        return None if ratio is None else ratio * baseline
+
+    return Budget(
+        bops=share(target.bops_ratio, cost.baseline_bops),
+        macs=share(target.macs_ratio, cost.baseline_macs),
+        size=share(target.size_ratio, cost.baseline_size),
+    )
+
+
+def amounts_of(cost: CostModel, keep: np.ndarray) -> Amounts:
+    """What remains with these channels."""
+    return Amounts(*(np.array(values, dtype=np.float64) for values in (cost.exact_macs(keep), cost.exact_sizes(keep))))
 
 
 class Decision:
@@ -75,21 +95,18 @@ class Decision:
         self._gates = gates
         self._settings = settings
         self._choices = choices_of(bits, power_of_two=settings.quantization.power_of_two)
-        ratio = settings.target.bops_ratio
-        self._budget = np.inf if ratio is None else ratio * cost.baseline_bops
+        self._budget = budget_of(settings.target, cost)
         self._log_alpha = self._gather(lambda gate: gate.log_alpha())
         self._closed_by_hand = ~self._gather(lambda gate: gate.open).astype(bool)
 
     def make(self) -> tuple[np.ndarray, Integers]:
         """[channels] which stay, and [quantizers] bit-widths."""
         keep = self._above_threshold()
-        bits = choose_bits(self._choices, self._macs(keep), self._budget, tolerance=TOLERANCE)
-        used = self._bops(keep, bits)
-        if used > self._budget:
+        bits = self._choose_bits(keep)
+        if self._use(keep, bits) > 1:
             keep = self._close_until(keep, bits)
-            bits = choose_bits(self._choices, self._macs(keep), self._budget, tolerance=TOLERANCE)
-            used = self._bops(keep, bits)
-        if self._gates and np.isfinite(self._budget) and used < (1 - TOLERANCE) * self._budget:
+            bits = self._choose_bits(keep)
+        if self._gates and self._budget.limits_anything and self._use(keep, bits) < 1 - TOLERANCE:
             keep, bits = self._fill(keep, bits)
         return keep, bits
 
@@ -101,11 +118,11 @@ class Decision:
                 values[channels.start : channels.stop] = read(gate).float().cpu().numpy()
         return values
 
-    def _macs(self, keep: np.ndarray) -> Floats:
-        return np.array(self._cost.exact_macs(keep), dtype=np.float64)
+    def _choose_bits(self, keep: np.ndarray) -> Integers:
+        return choose_bits(self._choices, amounts_of(self._cost, keep), self._budget, tolerance=TOLERANCE)
 
-    def _bops(self, keep: np.ndarray, bits: Integers) -> float:
-        return self._choices.bops(self._macs(keep), bits)
+    def _use(self, keep: np.ndarray, bits: Integers) -> float:
+        return self._budget.use(self._choices, amounts_of(self._cost, keep), bits)
 
     def _above_threshold(self) -> np.ndarray:
         threshold = np.log(self._settings.pruning.threshold)
@@ -150,7 +167,7 @@ class Decision:
         low, high = 0, len(order)
         while low < high:
             middle = (low + high) // 2
-            if self._bops(closed(middle), bits) <= self._budget:
+            if self._use(closed(middle), bits) <= 1:
                 high = middle
             else:
                 low = middle + 1
@@ -171,19 +188,18 @@ class Decision:
 
         def merit(trial: tuple[np.ndarray, Integers]) -> tuple[bool, float]:
             """Within the tolerance the one with most channels, else the one nearest to it."""
-            used = self._bops(*trial)
-            enough = used >= (1 - TOLERANCE) * self._budget
+            used = self._use(*trial)
+            enough = used >= 1 - TOLERANCE
             return enough, float(trial[0].sum()) if enough else used
 
         def best() -> tuple[np.ndarray, Integers]:
-            return max((trial for trial in trials if self._bops(*trial) <= self._budget), key=merit)
+            return max((trial for trial in trials if self._use(*trial) <= 1), key=merit)
 
         if not merit(best())[0]:
             everything = self._rounded(~self._closed_by_hand)
             for spare in range(_SPARED):
                 reopened = self._close_until(everything, bits, spare=spare)
-                fitting = choose_bits(self._choices, self._macs(reopened), self._budget, tolerance=TOLERANCE)
-                trials.append((reopened, fitting))
+                trials.append((reopened, self._choose_bits(reopened)))
             trials += [(self._reopen(*trial), trial[1]) for trial in trials]
         return best()
 
@@ -200,18 +216,45 @@ class Decision:
         for channels in together[:_TRIED]:
             trial = keep.copy()
             trial[channels] = True
-            if self._bops(trial, bits) <= self._budget:
+            if self._use(trial, bits) <= 1:
                 keep = trial
         return keep
 
 
-def reachable_bops(choices: BitChoices, cost: CostModel, analysis: ChannelAnalysis) -> tuple[float, float]:
-    """The smallest and the greatest BOPs / baseline: least bits and one channel a group, greatest bits and all."""
-    keep = np.zeros(analysis.channel_count, dtype=bool)
-    keep[[group.channels.start for group in analysis.groups.values()]] = True
-    ratios = []
-    for channels, end in ((keep, 0), (np.ones_like(keep), -1)):
-        macs = np.array(cost.exact_macs(channels), dtype=np.float64)
+@dataclass(frozen=True)
+class Reach:
+    """How far one cost can go: shares of the original's.
+
+    Attributes:
+        least: with the least bits, and as many channels gone as can go.
+        greatest: with the greatest bits and every channel.
+        holders: layers or weights with their shares of what is left at the least, greatest first.
+    """
+
+    least: float
+    greatest: float
+    holders: tuple[tuple[str, float], ...]
+
+
+def reach(choices: BitChoices, cost: CostModel, analysis: ChannelAnalysis, round_to: int | None) -> dict[str, Reach]:
+    """The reach of each key of ``target``."""
+    least, greatest = np.zeros(analysis.channel_count, dtype=bool), np.ones(analysis.channel_count, dtype=bool)
+    for group in analysis.groups.values():
+        block = min(block_of(group.role, group.size, round_to), group.size)
+        least[group.channels.start : group.channels.start + block] = True
+    ends = []
+    for keep, end in ((least, 0), (greatest, -1)):
         bits = np.array([allowed[end] for allowed in choices.admissible], dtype=np.int64)
-        ratios.append(choices.bops(macs, bits) / cost.baseline_bops)
-    return ratios[0], ratios[1]
+        amounts = amounts_of(cost, keep)
+        ends.append((choices.bops(amounts, bits), amounts.macs, choices.size(amounts, bits)))
+    layers = [operator.layer for operator in cost.operators]
+    keys = {
+        "bops_ratio": (layers, cost.baseline_bops),
+        "macs_ratio": (layers, cost.baseline_macs),
+        "size_ratio": (cost.weights, cost.baseline_size),
+    }
+    result = {}
+    for (key, (names, baseline)), small, large in zip(keys.items(), *ends, strict=True):
+        shares = sorted(zip(names, (small / max(small.sum(), 1)).tolist(), strict=True), key=lambda item: -item[1])
+        result[key] = Reach(float(small.sum()) / baseline, float(large.sum()) / baseline, tuple(shares))
+    return result

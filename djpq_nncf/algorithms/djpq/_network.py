@@ -129,7 +129,7 @@ class CompressedNetwork:
                 if not open_now.any():
                     open_now[gate.log_alpha().argmax()] = True
                 keep[channels.start : channels.stop] = open_now.numpy()
-        weight_bits, activation_bits = (values.tolist() for values in bits.soft())
+        weight_bits, activation_bits, _ = (values.tolist() for values in bits.soft())
         final = threshold is None
         layers = []
         for row, (operator, macs) in enumerate(zip(self.operators, self.cost.exact_macs(keep), strict=True)):

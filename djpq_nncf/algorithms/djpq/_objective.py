@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from djpq_nncf.algorithms.djpq._bits import BitWidths
-from djpq_nncf.algorithms.djpq._settings import PruningSettings
+from djpq_nncf.algorithms.djpq._bits import BitWidths, SoftBits
+from djpq_nncf.algorithms.djpq._settings import PruningSettings, TargetSettings
 from djpq_nncf.cost import CostModel
 from djpq_nncf.nn import Gate, Gates
 
 GATE_SHARE = 2.0
-"""Weight of the gates' penalty against log BOPs, where a target sets the strength.
+"""Weight of the gates' penalty against the log of the cost, where a target sets the strength.
 
 Larger values trade bits for channels.
 """
@@ -21,10 +21,10 @@ Larger values trade bits for channels.
 
 @dataclass(frozen=True)
 class Terms:
-    """Parts of the compression loss, and the BOPs ratio they were computed at."""
+    """The compression loss, and what it was computed at: cost / target of the tightest target."""
 
     loss: Tensor
-    bops_ratio: Tensor
+    use: Tensor
 
 
 class Objective:
@@ -49,34 +49,47 @@ class Objective:
 
     def bops(self) -> Tensor:
         """[layers] soft BOPs, equations (14) to (16)."""
-        kept, (weight_bits, activation_bits) = self.kept_shares(), self._bits.soft()
-        device = kept.device if self._gates else weight_bits.device
-        return self._cost.soft_bops(kept.to(device), weight_bits.to(device), activation_bits.to(device))
+        kept, bits = self._state()
+        return self._cost.soft_bops(kept, bits.weights, bits.inputs)
 
-    def with_strengths(self, gamma: float, beta: float) -> Terms:
+    def with_strengths(self, gamma: float, beta: float) -> Tensor:
         """``gamma * sum log(1 + alpha) + beta * sum BOPs``, as equations (13) and (17) have it."""
-        bops = self.bops().sum()
-        loss = beta * bops
+        loss = beta * self.bops().sum()
         if self._gates and gamma:
             loss = loss + gamma * self._gates.penalty().sum()
-        return Terms(loss, (bops / self._cost.baseline_bops).detach())
+        return loss
 
-    def with_budget(self, strength: float) -> Terms:
-        """``strength * (log(BOPs / baseline) + GATE_SHARE * weighted sum of log(1 + alpha))``.
+    def with_budget(self, strength: float, target: TargetSettings) -> Terms:
+        """``strength * (log(cost / target) + GATE_SHARE * weighted sum of log(1 + alpha))`` for the tightest target.
 
-        The logarithm makes the strength independent of the network's size. A gate's weight is the share of all BOPs
+        The logarithm makes the strength independent of the network's size. A gate's weight is the share of the cost
         that its channel takes part in, so that channels go where that saves most.
         """
-        bops = self.bops()
-        ratio = bops.sum() / self._cost.baseline_bops
-        loss = torch.log(ratio)
+        kept, bits = self._state()
+        cost, costs = self._cost, dict[str, Tensor]()
+        if target.bops_ratio is not None:
+            costs["bops"] = cost.soft_bops(kept, bits.weights, bits.inputs) / (target.bops_ratio * cost.baseline_bops)
+        if target.macs_ratio is not None:
+            costs["macs"] = cost.soft_macs(kept) / (target.macs_ratio * cost.baseline_macs)
+        if target.size_ratio is not None:
+            costs["size"] = cost.soft_sizes(kept) * bits.stored / (target.size_ratio * cost.baseline_size)
+        uses = torch.stack([values.sum() for values in costs.values()])
+        use = uses.max()
+        loss = torch.log(use)
         if self._gates:
-            weights = self._gate_weights(bops.detach())
-            loss = loss + GATE_SHARE * (weights * self._gates.mean(self._gates.penalty())).sum()
-        return Terms(strength * loss, ratio.detach())
+            weights = torch.stack([self._gate_weights(name, values.detach()) for name, values in costs.items()])
+            penalties = self._gates.mean(self._gates.penalty())
+            loss = loss + GATE_SHARE * (weights[uses.argmax()] * penalties).sum()
+        return Terms(strength * loss, use.detach())
 
-    def _gate_weights(self, bops: Tensor) -> Tensor:
-        """[groups] share of the BOPs that a group takes part in; equal ones without ``cost_weighted``."""
-        if self._settings.cost_weighted:
-            return self._cost.group_shares(bops)
-        return torch.full((len(self._gates),), 1 / len(self._gates), device=bops.device)
+    def _state(self) -> tuple[Tensor, SoftBits]:
+        """Kept shares and bit-widths, on the device of the gates if there are any."""
+        kept, bits = self.kept_shares(), self._bits.soft()
+        device = kept.device if self._gates else bits.weights.device
+        return kept.to(device), SoftBits(*(values.to(device) for values in bits))
+
+    def _gate_weights(self, kind: str, costs: Tensor) -> Tensor:
+        """[groups] share of a cost that a group takes part in; equal ones without ``cost_weighted``."""
+        if not self._settings.cost_weighted:
+            return torch.full((len(self._gates),), 1 / len(self._gates), device=costs.device)
+        return self._cost.group_shares_of_size(costs) if kind == "size" else self._cost.group_shares(costs)

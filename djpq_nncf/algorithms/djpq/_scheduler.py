@@ -18,34 +18,32 @@ _INTEGRAL_GAIN = 60.0
 
 
 class StrengthController:
-    """Adapts the strength until the BOPs follow a falling set point (a PI controller on the logarithm of both).
+    """Adapts the strength until the use of the budget follows a falling set point (PI control of the logarithm).
 
-    The set point falls from where the network starts to the target, linearly in the logarithm, over a share ``ramp``
-    of the joint phase, and stays there.
+    The set point falls from where the network starts to 1, linearly in the logarithm, over a share ``ramp`` of the
+    joint phase, and stays there.
     """
 
-    def __init__(self, target: float, ramp: float) -> None:
-        self._target = target
+    def __init__(self, ramp: float) -> None:
         self._ramp = ramp
         self._start: float | None = None
         self._integral = math.log(_FIRST_STRENGTH)
         self.strength = _FIRST_STRENGTH
 
-    def update(self, bops_ratio: float, progress: float, steps: int) -> None:
-        """Learn the BOPs ratio now.
+    def update(self, use: float, progress: float, steps: int) -> None:
+        """Learn the use of the budget now.
 
         Args:
-            bops_ratio: soft BOPs / baseline.
+            use: soft cost / target.
             progress: share of the joint phase that has passed.
             steps: length of the joint phase.
         """
-        if not math.isfinite(bops_ratio) or bops_ratio <= 0:
+        if not math.isfinite(use) or use <= 0:
             return
         if self._start is None:
-            self._start = max(bops_ratio, self._target)
+            self._start = max(use, 1.0)
         share = min(1.0, progress / self._ramp) if self._ramp > 0 else 1.0
-        set_point = math.log(self._start) + share * (math.log(self._target) - math.log(self._start))
-        error = math.log(bops_ratio) - set_point
+        error = math.log(use) - (1 - share) * math.log(self._start)
         bounds = math.log(_LOWEST_STRENGTH), math.log(_HIGHEST_STRENGTH)
         self._integral = min(max(self._integral + _INTEGRAL_GAIN * error / steps, bounds[0]), bounds[1])
         self.strength = math.exp(min(max(self._integral + _PROPORTIONAL_GAIN * error, bounds[0]), bounds[1]))

@@ -102,9 +102,16 @@ class QuantizationSettings:
 
 @dataclass(frozen=True)
 class TargetSettings:
-    """What to reach (``target``); no ratio means that gamma and beta are used as they are."""
+    """What to reach (``target``); no ratio at all means that gamma and beta are used as they are."""
 
     bops_ratio: float | None
+    macs_ratio: float | None
+    size_ratio: float | None
+
+    @property
+    def given(self) -> dict[str, float]:
+        """The ratios that are asked for, by key."""
+        return {key: ratio for key, ratio in vars(self).items() if ratio is not None}
 
 
 @dataclass(frozen=True)

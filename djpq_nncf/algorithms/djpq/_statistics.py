@@ -92,6 +92,11 @@ class DJPQStatistics:
         """MACs / MACs of the original."""
         return self.macs / max(1, sum(layer.baseline_macs for layer in self.layers))
 
+    @property
+    def ratios(self) -> dict[str, float]:
+        """By the key of ``target`` that asks for it."""
+        return {"bops_ratio": self.bops_ratio, "macs_ratio": self.macs_ratio, "size_ratio": self.weight_size_ratio}
+
     def provenance(self) -> tuple[LayerProvenance, ...]:
         """What an exported file says about its layers; for bit-widths that are integers, after the freeze."""
         layers = [

@@ -4,6 +4,7 @@
 import functools
 import itertools
 import json
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -12,15 +13,26 @@ import torch
 
 from djpq_nncf.algorithms.djpq import CompressedNetwork, block_of
 from djpq_nncf.algorithms.djpq._bits import BitWidths
-from djpq_nncf.algorithms.djpq._budget import BitChoices, Floats, Integers, choose_bits
-from djpq_nncf.algorithms.djpq._freezing import Decision, choices_of, reachable_bops
+from djpq_nncf.algorithms.djpq._budget import Amounts, BitChoices, Budget, Integers, choose_bits
+from djpq_nncf.algorithms.djpq._freezing import Decision, amounts_of, choices_of, reach
 from djpq_nncf.channels import Role
 from djpq_nncf.cost import MacOperator
 from djpq_nncf.nn import ActivationQuantizer
-from tests.helpers import NETWORKS, PRUNING_ONLY, VGG7, images, insert_into, settings_of
+from tests.helpers import (
+    NETWORKS,
+    PRUNING_ONLY,
+    QUANTIZATION_ONLY,
+    VGG7,
+    images,
+    insert_into,
+    settings_of,
+    strip,
+)
+
+Problem = tuple[BitChoices, Amounts]
 
 
-def random_problem(seed: int, layers: int, allowed: tuple[int, ...] = tuple(range(2, 9))) -> tuple[BitChoices, Floats]:
+def random_problem(seed: int, layers: int, allowed: tuple[int, ...] = tuple(range(2, 9))) -> Problem:
     """Every weight has a quantizer of its own, inputs share some, the first input is fixed to 8 bits."""
     random = np.random.default_rng(seed)
     inputs = max(2, layers // 2)
@@ -33,55 +45,56 @@ def random_problem(seed: int, layers: int, allowed: tuple[int, ...] = tuple(rang
     learned = random.uniform(allowed[0], allowed[-1], count)
     learned[layers] = 8
     macs = random.uniform(0.5, 5, layers) * 1e6
-    return BitChoices(learned, admissible, np.arange(layers), index), macs
+    sizes = random.uniform(0.1, 9, layers) * 1e4
+    return BitChoices(learned, admissible, np.arange(layers), index, np.arange(layers)), Amounts(macs, sizes)
 
 
-def extreme_bops(choices: BitChoices, macs: Floats, position: int) -> float:
-    return choices.bops(macs, np.array([allowed[position] for allowed in choices.admissible]))
+def extreme_bops(choices: BitChoices, amounts: Amounts, position: int) -> float:
+    return float(choices.bops(amounts, np.array([allowed[position] for allowed in choices.admissible])).sum())
 
 
 @pytest.mark.parametrize("seed", range(30))
 def test_never_above_the_budget_and_close_to_it(seed: int) -> None:
-    choices, macs = random_problem(seed, layers=12)
-    least, most = (extreme_bops(choices, macs, position) for position in (0, -1))
+    choices, amounts = random_problem(seed, layers=12)
+    least, most = (extreme_bops(choices, amounts, position) for position in (0, -1))
     budget = least * (most / least) ** np.random.default_rng(seed).uniform(0.02, 0.98)
-    bits = choose_bits(choices, macs, budget, tolerance=0.02)
-    assert 0.98 * budget <= choices.bops(macs, bits) <= budget
+    bits = choose_bits(choices, amounts, Budget(bops=budget), tolerance=0.02)
+    assert 0.98 * budget <= choices.bops(amounts, bits).sum() <= budget
     assert all(b in allowed for b, allowed in zip(bits, choices.admissible, strict=True))
 
 
 def test_unreachable_budget_gives_the_least() -> None:
-    choices, macs = random_problem(0, layers=6)
-    bits = choose_bits(choices, macs, 0.5 * extreme_bops(choices, macs, 0), tolerance=0.02)
+    choices, amounts = random_problem(0, layers=6)
+    bits = choose_bits(choices, amounts, Budget(bops=0.5 * extreme_bops(choices, amounts, 0)), tolerance=0.02)
     assert bits.tolist() == [allowed[0] for allowed in choices.admissible]
 
 
 def test_generous_budget_gives_the_most() -> None:
-    choices, macs = random_problem(0, layers=6)
-    bits = choose_bits(choices, macs, 2 * extreme_bops(choices, macs, -1), tolerance=0.02)
-    reached = choices.bops(macs, bits)
-    assert reached == extreme_bops(choices, macs, -1)
+    choices, amounts = random_problem(0, layers=6)
+    bits = choose_bits(choices, amounts, Budget(bops=2 * extreme_bops(choices, amounts, -1)), tolerance=0.02)
+    reached = choices.bops(amounts, bits).sum()
+    assert reached == extreme_bops(choices, amounts, -1)
 
 
 def test_no_budget_rounds_to_the_nearest() -> None:
-    choices, macs = random_problem(1, layers=6)
-    bits = choose_bits(choices, macs, np.inf, tolerance=0.02)
+    choices, amounts = random_problem(1, layers=6)
+    bits = choose_bits(choices, amounts, Budget(), tolerance=0.02)
     assert bits.tolist() == np.round(choices.learned).astype(int).tolist()
 
 
 def test_powers_of_two_stay_among_themselves() -> None:
-    choices, macs = random_problem(2, layers=16, allowed=(2, 4, 8))
-    least, most = (extreme_bops(choices, macs, position) for position in (0, -1))
+    choices, amounts = random_problem(2, layers=16, allowed=(2, 4, 8))
+    least, most = (extreme_bops(choices, amounts, position) for position in (0, -1))
     for budget in np.geomspace(1.1 * least, 0.9 * most, 6):
-        bits = choose_bits(choices, macs, budget, tolerance=0.02)
+        bits = choose_bits(choices, amounts, Budget(bops=budget), tolerance=0.02)
         assert set(bits.tolist()) <= {2, 4, 8}
-        assert 0.95 * budget <= choices.bops(macs, bits) <= budget
+        assert 0.95 * budget <= choices.bops(amounts, bits).sum() <= budget
 
 
-def damage(choices: BitChoices, macs: Floats, bits: Integers) -> float:
+def damage(choices: BitChoices, amounts: Amounts, bits: Integers) -> float:
     """As the docstring has it: the share of BOPs over b*, times 4^(b* - b)."""
     learned = np.append(choices.learned, 32)
-    costs = macs * learned[choices.weight_index] * learned[choices.input_index].max(1)
+    costs = amounts.macs * learned[choices.weight_index] * learned[choices.input_index].max(1)
     total = 0.0
     for quantizer, own in enumerate(choices.learned):
         serves = (choices.weight_index == quantizer) * 1 + (choices.input_index == quantizer).sum(1)
@@ -92,27 +105,31 @@ def damage(choices: BitChoices, macs: Floats, bits: Integers) -> float:
 @pytest.mark.parametrize("seed", range(20))
 def test_against_every_combination(seed: int) -> None:
     """Small enough to try them all."""
-    choices, macs = random_problem(seed, layers=3, allowed=(2, 3, 4, 5))
+    choices, amounts = random_problem(seed, layers=3, allowed=(2, 3, 4, 5))
     every = [np.array(bits) for bits in itertools.product(*choices.admissible)]
-    costs = np.array([choices.bops(macs, bits) for bits in every])
+    costs = np.array([choices.bops(amounts, bits).sum() for bits in every])
     budget = float(np.quantile(costs, 0.3)) * 1.001
-    chosen = choose_bits(choices, macs, budget, tolerance=1.0)
-    assert choices.bops(macs, chosen) <= budget
-    least = min(damage(choices, macs, bits) for bits, cost in zip(every, costs, strict=True) if cost <= budget)
-    assert damage(choices, macs, chosen) <= 2 * least
+    chosen = choose_bits(choices, amounts, Budget(bops=budget), tolerance=1.0)
+    assert choices.bops(amounts, chosen).sum() <= budget
+    least = min(damage(choices, amounts, bits) for bits, cost in zip(every, costs, strict=True) if cost <= budget)
+    assert damage(choices, amounts, chosen) <= 2 * least
     nearest = costs[costs <= budget].max()
-    filled = choices.bops(macs, choose_bits(choices, macs, budget, tolerance=0.0))
+    filled = float(choices.bops(amounts, choose_bits(choices, amounts, Budget(bops=budget), tolerance=0.0)).sum())
     assert 0.9 * nearest <= filled <= budget
 
 
 def test_unquantized_layers_count_with_32_bits() -> None:
-    choices = BitChoices(np.array([4.0]), [(2, 3, 4)], np.array([0, 1]), np.array([[1], [1]]))
-    assert choices.bops(np.array([10.0, 1.0]), np.array([3])) == 10 * 3 * 32 + 32 * 32
+    choices = BitChoices(np.array([4.0]), [(2, 3, 4)], np.array([0, 1]), np.array([[1], [1]]), np.array([], dtype=int))
+    amounts = Amounts(np.array([10.0, 1.0]), np.array([]))
+    assert choices.bops(amounts, np.array([3])).sum() == 10 * 3 * 32 + 32 * 32
 
 
 def test_widest_input_counts() -> None:
-    choices = BitChoices(np.array([4.0, 5.0, 6.0]), [(4,), (5,), (6,)], np.array([0]), np.array([[1, 2]]))
-    assert choices.bops(np.array([10.0]), np.array([4, 5, 6])) == 10 * 4 * 6
+    choices = BitChoices(
+        np.array([4.0, 5.0, 6.0]), [(4,), (5,), (6,)], np.array([0]), np.array([[1, 2]]), np.array([], dtype=int)
+    )
+    amounts = Amounts(np.array([10.0]), np.array([]))
+    assert choices.bops(amounts, np.array([4, 5, 6])).sum() == 10 * 4 * 6
 
 
 def test_widest_input_counts_while_bits_are_learned() -> None:
@@ -124,7 +141,7 @@ def test_widest_input_counts_while_bits_are_learned() -> None:
     narrow.initialize_(1.0, 3)
     wide.initialize_(1.0, 5)
     bits = BitWidths(operators, {}, {"narrow": narrow, "wide": wide}, {"joined": ("narrow", "wide")})
-    weight_bits, input_bits = bits.soft()
+    weight_bits, input_bits, _ = bits.soft()
     assert weight_bits.tolist() == [32, 32]
     assert input_bits.tolist() == pytest.approx([5, 32])
 
@@ -157,8 +174,8 @@ def decide(network: CompressedNetwork, bits: BitWidths, **djpq: Any) -> tuple[np
     settings = settings_of(**djpq)
     keep, widths = Decision(network.cost, network.analysis, network.gates, bits, settings).make()
     choices = choices_of(bits, power_of_two=settings.quantization.power_of_two)
-    used = choices.bops(np.array(network.cost.exact_macs(keep), dtype=float), widths)
-    return keep, widths, used / network.cost.baseline_bops
+    used = choices.bops(amounts_of(network.cost, keep), widths).sum()
+    return keep, widths, float(used) / network.cost.baseline_bops
 
 
 def kept_by_group(network: CompressedNetwork, keep: np.ndarray) -> dict[str, int]:
@@ -298,15 +315,92 @@ def test_fixed_bits_stay() -> None:
     assert ratio <= 0.02
 
 
-def test_reachable_bops() -> None:
+def size_by_hand(network: CompressedNetwork, bits: BitWidths, keep: np.ndarray, widths: Integers) -> float:
+    """Bits of the weights / original, counted in the network that is left."""
+    for name, gate in network.gates.items():
+        channels = network.analysis.groups[name].channels
+        gate.close((~torch.from_numpy(keep[channels.start : channels.stop])).nonzero().flatten())
+    left = dict(zip(bits.quantizers, widths.tolist(), strict=True))
+    before, after = network.model.state_dict(), strip(network).state_dict()
+    used = sum(
+        after[op.weight].numel() * left[f"weight of {op.layer}"] for op in network.operators if op.weight is not None
+    )
+    return used / sum(before[op.weight].numel() * 32 for op in network.operators if op.weight is not None)
+
+
+TARGETS: dict[str, tuple[dict[str, float], dict[str, Any]]] = {
+    "size": ({"size_ratio": 0.1}, {}),
+    "small size": ({"size_ratio": 0.03}, {}),
+    "macs": ({"macs_ratio": 0.4}, {}),
+    "size, bits alone": ({"size_ratio": 0.12}, QUANTIZATION_ONLY),
+    "size, channels alone": ({"size_ratio": 0.4}, PRUNING_ONLY),
+    "bops and size": ({"bops_ratio": 0.02, "size_ratio": 0.08}, {}),
+    "bops and a size that is no limit": ({"bops_ratio": 0.02, "size_ratio": 0.9}, {}),
+    "all": ({"bops_ratio": 0.03, "macs_ratio": 0.6, "size_ratio": 0.1}, {}),
+}
+
+
+@pytest.mark.parametrize("case", TARGETS)
+@pytest.mark.parametrize("name", ["vgg7", "bottleneck", "depthwise_separable"])
+def test_each_target_is_met(name: str, case: str) -> None:
+    target, half = TARGETS[case]
+    djpq: dict[str, Any] = {**half, "target": target, "pruning": {**half.get("pruning", {}), "round_to": 1}}
+    for seed in range(3):
+        network, bits = random_network(name, seed, **djpq)
+        keep, widths, bops = decide(network, bits, **djpq)
+        macs = sum(network.cost.exact_macs(keep)) / network.cost.baseline_macs
+        size = size_by_hand(network, bits, keep, widths) if len(widths) else None
+        reached = {"bops_ratio": bops, "macs_ratio": macs, "size_ratio": size}
+        if size is None:
+            reached["size_ratio"] = sum(network.cost.exact_sizes(keep)) / sum(network.cost.exact_sizes(keep | True))
+        assert 0.98 <= max((reached[key] or 0) / ratio for key, ratio in target.items()) <= 1
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_bits_meet_two_budgets(seed: int) -> None:
+    choices, amounts = random_problem(seed, layers=12)
+    every = [np.array([allowed[end] for allowed in choices.admissible]) for end in (0, -1)]
+    share = np.random.default_rng(seed).uniform(0.1, 0.9, 2)
+    limits = [
+        float(cost(amounts, every[0]).sum() * (cost(amounts, every[1]).sum() / cost(amounts, every[0]).sum()) ** at)
+        for cost, at in zip((choices.bops, choices.size), share.tolist(), strict=True)
+    ]
+    bits = choose_bits(choices, amounts, Budget(bops=limits[0], size=limits[1]), tolerance=0.02)
+    uses = choices.bops(amounts, bits).sum() / limits[0], choices.size(amounts, bits).sum() / limits[1]
+    assert 0.98 <= max(uses) <= 1
+
+
+def test_reach() -> None:
     network, bits = random_network("plain", 0)
     choices = choices_of(bits, power_of_two=False)
-    least, greatest = reachable_bops(choices, network.cost, network.analysis)
+    reaches = reach(choices, network.cost, network.analysis, None)
     macs = [operator.macs for operator in network.operators]
-    rows = [operator.weight_shape[0] for operator in network.operators]
-    columns = [operator.weight_shape[1] for operator in network.operators]
-    assert greatest == pytest.approx(64 / 1024)
+    shapes = [operator.weight_shape for operator in network.operators]
+    rows, columns = [shape[0] for shape in shapes], [shape[1] for shape in shapes]
+    assert reaches["bops_ratio"].greatest == pytest.approx(64 / 1024)
+    assert reaches["macs_ratio"].greatest == 1
+    assert reaches["size_ratio"].greatest == 8 / 32
     # The input stays at 8 bits, the output layer keeps its rows.
-    expected = macs[0] / rows[0] * 2 * 8 + macs[-1] / columns[-1] * 2 * 2
-    expected += sum(macs[i] / rows[i] / columns[i] * 2 * 2 for i in range(1, len(macs) - 1))
-    assert least == pytest.approx(expected / (sum(macs) * 1024), rel=0.02)
+    left = [macs[0] / rows[0], *(macs[i] / rows[i] / columns[i] for i in range(1, len(macs) - 1))]
+    left.append(macs[-1] / columns[-1])
+    bops = [left[0] * 2 * 8, *(2 * 2 * value for value in left[1:])]
+    assert reaches["bops_ratio"].least == pytest.approx(sum(bops) / (sum(macs) * 1024), rel=0.02)
+    assert reaches["macs_ratio"].least == pytest.approx(sum(left) / sum(macs), rel=0.02)
+    sizes = [prod(shape) for shape in shapes]
+    values = [sizes[0] / rows[0], *(sizes[i] / rows[i] / columns[i] for i in range(1, len(sizes) - 1))]
+    values.append(sizes[-1] / columns[-1])
+    assert reaches["size_ratio"].least == pytest.approx(sum(values) * 2 / (sum(sizes) * 32), rel=0.02)
+    name, share = reaches["bops_ratio"].holders[0]
+    assert name == network.operators[int(np.argmax(bops))].layer
+    assert share == pytest.approx(max(bops) / sum(bops))
+
+
+def test_reach_knows_the_blocks() -> None:
+    djpq: dict[str, Any] = {"pruning": {"round_to": 4}}
+    network, bits = random_network("plain", 0, **djpq)
+    least = {
+        multiple: reach(choices_of(bits, power_of_two=False), network.cost, network.analysis, multiple)["macs_ratio"]
+        for multiple in (1, 4)
+    }
+    keep = np.concatenate([np.arange(len(group.channels)) < 4 for group in network.analysis.groups.values()])
+    assert least[4].least == sum(network.cost.exact_macs(keep)) / network.cost.baseline_macs > least[1].least

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from djpq_nncf.algorithms.djpq import CompressedNetwork
+from djpq_nncf.algorithms.djpq._budget import Amounts
 from djpq_nncf.algorithms.djpq._freezing import choices_of
 from djpq_nncf.algorithms.djpq._objective import Objective
 from djpq_nncf.errors import ConfigError
@@ -32,7 +33,7 @@ def test_bops_of_a_product_depend_on_both_factors() -> None:
     (first,) = network.placement.inputs_of[product.layer]
     second = network.placement.second_input_of[product.layer]
     row = network.operators.index(product)
-    weights, inputs = bits.soft()
+    weights, inputs, _ = bits.soft()
     for name, others in ((first, weights), (second, inputs)):
         quantizer = network.activation_quantizers[name]
         gradient = torch.autograd.grad(quantizer.continuous_bits(), quantizer.log_step, retain_graph=True)[0]
@@ -58,7 +59,7 @@ def test_exact_bops_are_macs_times_the_bits_of_both_factors() -> None:
         )
         (first,) = placement.inputs_of[operator.layer]
         expected += operator.macs * (second.bits or 0) * (network.activation_quantizers[first].bits or 0)
-    assert choices.bops(macs, widths) == expected == network.statistics(bits, 0.1).bops
+    assert choices.bops(Amounts(macs, np.array([])), widths).sum() == expected == network.statistics(bits, 0.1).bops
 
 
 @pytest.mark.parametrize("quantized", [True, False], ids=["decomposed", "one operator"])
