@@ -10,15 +10,19 @@ from djpq_nncf.config._problems import Path, Problem
 _JOINT_SHARE = 0.6
 _PRUNING_ONLY_RATIO = 0.5  # without quantization BOPs fall only as MACs do
 _POWERS_OF_TWO = (2, 4, 8)
+_INT8_DEVICES = ("CPU", "GPU")
+_INT8_SHARE = 8 * 8 / (32 * 32)
 
 
-def djpq_rules(settings: dict[str, Any], given: dict[str, Any]) -> Iterator[Problem]:
+def djpq_rules(settings: dict[str, Any], given: dict[str, Any], target_device: str) -> Iterator[Problem]:
     """Fill in the defaults that depend on other values, and yield the contradictions.
 
     Args:
         settings: The algorithm's object with every key, each of the right type; completed in place.
         given: The same object as the user wrote it.
+        target_device: What the network is compressed for.
     """
+    _choose_bits_of_device(settings["quantization"], given.get("quantization", {}), target_device)
     pruning, quantization = settings["pruning"], settings["quantization"]
     if not pruning["enabled"] and not quantization["enabled"]:
         yield Problem(
@@ -35,6 +39,21 @@ def djpq_rules(settings: dict[str, Any], given: dict[str, Any]) -> Iterator[Prob
     yield from _overflow_problems(quantization)
     yield from _target_problems(settings, given)
     yield from _schedule_problems(settings["schedule"])
+
+
+def _choose_bits_of_device(quantization: dict[str, Any], given: dict[str, Any], target_device: str) -> None:
+    """Only bit-widths that the device can use, unless the user says something about them."""
+    keys = {"bits", "initial_bits", "min_bits", "max_bits"}
+    untouched = [half for half in ("weights", "activations") if not keys & given.get(half, {}).keys()]
+    if "power_of_two" in given:
+        return
+    if target_device in _INT8_DEVICES:
+        for half in untouched:
+            quantization[half]["bits"] = 8
+    elif target_device == "NPU" and len(untouched) == 2:
+        quantization["power_of_two"] = True
+        for half in untouched:
+            quantization[half]["min_bits"] = 4
 
 
 def _bit_problems(settings: dict[str, Any], power_of_two: bool, path: Path) -> Iterator[Problem]:
@@ -97,8 +116,12 @@ def _target_problems(settings: dict[str, Any], given: dict[str, Any]) -> Iterato
             )
         yield from _steering_problems(settings, asked)
         return
-    if not settings["quantization"]["enabled"] and target["bops_ratio"] is not None:
-        target["bops_ratio"] = _PRUNING_ONLY_RATIO
+    quantization = settings["quantization"]
+    if target["bops_ratio"] is not None and "bops_ratio" not in given.get("target", {}):
+        if not quantization["enabled"]:
+            target["bops_ratio"] = _PRUNING_ONLY_RATIO
+        elif quantization["weights"]["bits"] == quantization["activations"]["bits"] == 8:
+            target["bops_ratio"] = _PRUNING_ONLY_RATIO * _INT8_SHARE
     if not learns or any(settings[half]["enabled"] for half, _ in strengths):
         target["bops_ratio"] = None
     elif target["bops_ratio"] is None:

@@ -31,7 +31,9 @@ def resolve(document: Any) -> Resolved:
     problems = schema_problems(document, top_level_schema())
     if not isinstance(document, dict):
         return Resolved({}, tuple(problems))
-    algorithms, algorithm_problems = _resolve_algorithms(document.get("compression"))
+    valid = without(document, (problem.path for problem in problems))
+    target_device = with_defaults(valid, top_level_schema())["target_device"]
+    algorithms, algorithm_problems = _resolve_algorithms(document.get("compression"), target_device)
     problems += algorithm_problems
     valid = without(document, (problem.path for problem in problems))
     is_single = isinstance(valid.get("input_info"), dict)
@@ -45,7 +47,7 @@ def resolve(document: Any) -> Resolved:
     return Resolved(settings, tuple(problems))
 
 
-def _resolve_algorithms(compression: Any) -> tuple[list[dict[str, Any]], list[Problem]]:
+def _resolve_algorithms(compression: Any, target_device: str) -> tuple[list[dict[str, Any]], list[Problem]]:
     settings: list[dict[str, Any]] = []
     problems: list[Problem] = []
     seen: set[str] = set()
@@ -56,7 +58,7 @@ def _resolve_algorithms(compression: Any) -> tuple[list[dict[str, Any]], list[Pr
             problems.append(Problem((*path, "algorithm"), problem))
             continue
         seen.add(given["algorithm"])
-        complete, found = _resolve_algorithm(given["algorithm"], given, path)
+        complete, found = _resolve_algorithm(given, path, target_device)
         settings.append(complete)
         problems += found
     return settings, problems
@@ -85,12 +87,12 @@ def _name_problem(name: Any, seen: set[str]) -> str | None:
     return None
 
 
-def _resolve_algorithm(name: str, given: dict[str, Any], at: Path) -> tuple[dict[str, Any], list[Problem]]:
-    schema, rules = algorithm_schema(name), algorithm_rules(name)
+def _resolve_algorithm(given: dict[str, Any], at: Path, target_device: str) -> tuple[dict[str, Any], list[Problem]]:
+    schema, rules = algorithm_schema(given["algorithm"]), algorithm_rules(given["algorithm"])
     problems = schema_problems(given, schema, at)
     # What is wrong is replaced by its default, so that the rules can look at the rest all the same.
     valid = without(given, (problem.path[len(at) :] for problem in problems))
     settings: dict[str, Any] = with_defaults(valid, schema)
     if rules is not None:
-        problems += [problem.below(at) for problem in rules(settings, valid)]
+        problems += [problem.below(at) for problem in rules(settings, valid, target_device)]
     return settings, problems

@@ -16,8 +16,8 @@ from djpq_nncf.config._problems import Problem
 from djpq_nncf.errors import ConfigError
 
 Schema = dict[str, Any]
-Rules = Callable[[dict[str, Any], dict[str, Any]], Iterable[Problem]]
-"""``rules(settings, given)``: what a JSON Schema cannot say about one algorithm.
+Rules = Callable[[dict[str, Any], dict[str, Any], str], Iterable[Problem]]
+"""``rules(settings, given, target_device)``: what a JSON Schema cannot say about one algorithm.
 
 ``settings`` holds every key, defaults filled in; ``given`` only what the user wrote. The rules may fill in
 a value of ``settings`` that depends on others, and yield the problems they find (paths from ``settings``).

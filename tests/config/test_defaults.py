@@ -84,6 +84,29 @@ def test_top_level_defaults() -> None:
     assert config.resolved()["model"] is None
 
 
+@pytest.mark.parametrize(
+    ("device", "quantization", "expected"),
+    [
+        ("ANY", {}, (None, 2, None, 2, False, 0.02)),
+        ("CPU", {}, (8, 2, 8, 2, False, 0.03125)),
+        ("GPU", {}, (8, 2, 8, 2, False, 0.03125)),
+        ("NPU", {}, (None, 4, None, 4, True, 0.02)),
+        ("CPU", {"weights": {"min_bits": 4}}, (None, 4, 8, 2, False, 0.02)),
+        ("CPU", {"weights": {"bits": None}, "activations": {"bits": None}}, (None, 2, None, 2, False, 0.02)),
+        ("NPU", {"power_of_two": False}, (None, 2, None, 2, False, 0.02)),
+        ("NPU", {"weights": {"bits": 5}}, (5, 2, None, 2, False, 0.02)),
+    ],
+)
+def test_bits_of_the_device(device: str, quantization: dict[str, Any], expected: tuple[Any, ...]) -> None:
+    config = {"target_device": device, "compression": {"algorithm": "djpq", "quantization": quantization}}
+    (given,) = NNCFConfig.from_dict(config).algorithms
+    weights, activations = given["quantization"]["weights"], given["quantization"]["activations"]
+    assert expected == (
+        *(weights["bits"], weights["min_bits"], activations["bits"], activations["min_bits"]),
+        *(given["quantization"]["power_of_two"], given["target"]["bops_ratio"]),
+    )
+
+
 def test_given_values_stay() -> None:
     given = settings(pruning={"round_to": 8}, quantization={"weights": {"bits": 4}})
     assert given["pruning"]["round_to"] == 8

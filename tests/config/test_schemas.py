@@ -61,7 +61,7 @@ def test_djpq_is_known() -> None:
 
 @pytest.mark.usefixtures("no_registered_schemas")
 def test_algorithm_from_outside() -> None:
-    def rules(settings: dict[str, Any], given: dict[str, Any]) -> Iterable[Problem]:
+    def rules(settings: dict[str, Any], given: dict[str, Any], target_device: str) -> Iterable[Problem]:
         if settings["share"] == 0.5 and "share" in given:
             yield Problem(("share",), "0.5 is the default; remove it")
 
