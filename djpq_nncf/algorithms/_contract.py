@@ -2,7 +2,7 @@
 """What every compression algorithm offers: a controller and a scheduler, as NNCF had them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import Enum
 from os import PathLike
 from typing import Any
@@ -38,15 +38,26 @@ class CompressionController(ABC):
         model: the model to train.
         scheduler: the position in the training.
         groups: what can be removed, by name: each group prints where its channels live, and closes some of them.
+        terms: scalars that :meth:`loss` adds to the term of the compression, such as distillation.
     """
 
     model: GraphModule
     scheduler: CompressionScheduler
     groups: Mapping[str, Any]
 
-    @abstractmethod
+    def __init__(self) -> None:
+        self.terms: list[Callable[[], Tensor]] = []
+
     def loss(self) -> Tensor:
         """The term to add to the task's loss, a scalar with gradients."""
+        total = self.compression_loss()
+        for term in self.terms:
+            total = total + term().to(total.device)
+        return total
+
+    @abstractmethod
+    def compression_loss(self) -> Tensor:
+        """The part of :meth:`loss` that drives the compression, a scalar with gradients."""
 
     @abstractmethod
     def statistics(self) -> Any:

@@ -10,6 +10,7 @@ from torch.fx import GraphModule
 
 from djpq_nncf.algorithms._contract import CompressionController
 from djpq_nncf.algorithms._data import check_finite, dynamic_from_config, find_example, to_device
+from djpq_nncf.algorithms._distillation import DISTILLATION, Distillation, DistillationSettings
 from djpq_nncf.algorithms._registry import get_algorithm
 from djpq_nncf.capture import capture
 from djpq_nncf.config import NNCFConfig
@@ -57,10 +58,14 @@ def create_compressed_model(
         raise ConfigError(
             '$.compression: the config asks for no compression. Add "compression": {"algorithm": "djpq"}.'
         )
-    if len(algorithms) > 1:
-        names = ", ".join(str(entry["algorithm"]) for entry in algorithms)
-        raise ConfigError(f"$.compression: the algorithms {names} cannot be combined. Leave one of them.")
-    (settings,) = algorithms
+    compressing = [entry for entry in algorithms if entry["algorithm"] != DISTILLATION]
+    if len(compressing) != 1:
+        names = ", ".join(str(entry["algorithm"]) for entry in compressing) or "none"
+        raise ConfigError(
+            f"$.compression: of the algorithms that compress the list has {names}; give one, such as "
+            '{"algorithm": "djpq"}, with or without {"algorithm": "knowledge_distillation", ...}.'
+        )
+    (settings,) = compressing
     args, kwargs = find_example(example_inputs, config.input_infos, init_data)
     check_finite((args, kwargs), "example inputs")
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
@@ -73,4 +78,8 @@ def create_compressed_model(
     )
     if compression_state is not None:
         controller.load_state(compression_state)
+    for entry in algorithms:
+        if entry["algorithm"] == DISTILLATION:
+            teacher = DistillationSettings.from_dict(entry)
+            controller.terms.append(Distillation(controller.model, model, teacher))
     return controller, controller.model

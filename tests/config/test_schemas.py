@@ -56,7 +56,7 @@ def test_every_key_is_documented(key: str, schema: dict[str, Any], required: boo
 
 
 def test_djpq_is_known() -> None:
-    assert algorithms_with_schema() == ("djpq",)
+    assert algorithms_with_schema() == ("djpq", "knowledge_distillation")
 
 
 @pytest.mark.usefixtures("no_registered_schemas")
@@ -96,4 +96,4 @@ def test_algorithm_from_outside() -> None:
 def test_schema_that_cannot_be_registered(name: str, schema: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         register_schema(name, schema)
-    assert algorithms_with_schema() == ("djpq",)
+    assert algorithms_with_schema() == ("djpq", "knowledge_distillation")

@@ -51,6 +51,7 @@ class DJPQController(CompressionController):
     def __init__(
         self, network: CompressedNetwork, settings: DJPQSettings, *, seed: int, data: Iterable[Any] | None
     ) -> None:
+        super().__init__()
         self.model = network.model
         self._network = network
         self._settings = settings
@@ -68,7 +69,7 @@ class DJPQController(CompressionController):
         self.groups = {name: PrunableGroup(network.analysis.groups[name], gate) for name, gate in network.gates.items()}
         self._draw_noise()
 
-    def loss(self) -> Tensor:
+    def compression_loss(self) -> Tensor:
         """The compression term of equation (17), a scalar; zero once frozen.
 
         Without a target: ``gamma * sum log(1 + alpha) + beta * sum BOPs``, annealed. With one: a strength, adapted in
