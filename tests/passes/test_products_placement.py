@@ -83,7 +83,7 @@ def test_bits_of_a_product_are_those_of_its_two_factors(network: CompressedNetwo
         quantizer.fix_bits(2 + number % 7)
     for quantizer in network.weight_quantizers.values():
         quantizer.fix_bits(8)
-    weights, inputs = (values.tolist() for values in network.bit_widths().soft())
+    weights, inputs, _ = (values.tolist() for values in network.bit_widths().soft())
     assert len({network.activation_quantizers[name].bits for name in network.placement.second_input_of.values()}) > 1
     for operator, weight, activation in zip(network.operators, weights, inputs, strict=True):
         (first,) = network.placement.inputs_of[operator.layer]
@@ -147,7 +147,7 @@ def test_products_can_be_ignored() -> None:
     products = [op.layer for op in network.operators if op.weight is None]
     assert len(products) == 2
     assert not set(products) & {*network.placement.inputs_of, *network.placement.second_input_of}
-    weights, inputs = network.bit_widths().soft()
+    weights, inputs, _ = network.bit_widths().soft()
     rows = [network.operators.index(op) for op in network.operators if op.weight is None]
     assert weights[rows].tolist() == inputs[rows].tolist() == [32, 32]
 
