@@ -201,7 +201,7 @@ def _quantize_activation(graph: ir.Graph, node: ir.Node) -> None:
     step, lowest, highest = _grid(node)
     name = node.outputs[0].name
     # UINT8 for all grids: ONNX Runtime fuses a layer only if its input and output have the same type
-    zero = 128 if lowest == -highest else -lowest
+    zero = 128 if lowest == -highest - 1 else -lowest
     scale = add_constant(graph, f"{name}_scale", np.float32(step))
     zero_point = add_constant(graph, f"{name}_zero_point", np.uint8(zero))
     codes = insert_before(node, "QuantizeLinear", [node.inputs[0], scale, zero_point], name=f"{name}_quantize")

@@ -132,7 +132,7 @@ def _container(lowest: int, highest: int) -> tuple[int, int]:
     """256 codes around those of a quantizer."""
     if lowest >= 0:
         return _UNSIGNED_CODES
-    return _SIGNED_CODES if lowest == -highest else (lowest, lowest + 255)
+    return _SIGNED_CODES if lowest == -highest - 1 else (lowest, lowest + 255)
 
 
 def _convert_name(context: Any) -> list[Any]:

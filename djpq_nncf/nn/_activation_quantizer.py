@@ -17,7 +17,8 @@ Grid = Literal["unsigned", "symmetric", "asymmetric"]
 class ActivationQuantizer(LearnedQuantizer):
     """Learned step ``d`` and range ``q_m``; no exponent (``t`` = 1), no threshold (``q_s`` = 0).
 
-    Which values the grid covers: [0, q_m] if it is unsigned, [-q_m, q_m] if it is symmetric. The paper has these two.
+    Which values the grid covers: [0, q_m] if it is unsigned, [-q_m - d, q_m] if it is symmetric: in two's complement
+    there is one more code below zero than above. The paper has [0, q_m] and [-q_m, q_m].
     An asymmetric one covers [-s q_m, (1 - s) q_m] with a learned share s: ``q_m`` is its width, and its bit-width is
     that of an unsigned grid.
 
@@ -66,7 +67,7 @@ class ActivationQuantizer(LearnedQuantizer):
         """
         width = self.range()
         if self.low_share is None:
-            return (-width if self.symmetric else torch.zeros_like(width)), width
+            return (-width - step if self.symmetric else torch.zeros_like(width)), width
         low = -self.low_share.to(width.dtype) * width
         high = low + width
         levels = (width / step).detach() if self.bits is None else unsigned_levels(self.bits)
@@ -82,9 +83,12 @@ class ActivationQuantizer(LearnedQuantizer):
 
     def codes(self) -> tuple[int, int]:
         """The lowest and the highest code of the fixed grid."""
-        bits = self._require_bits()
+        return self.codes_with(self._require_bits())
+
+    def codes_with(self, bits: int) -> tuple[int, int]:
+        """The same for ``bits`` bits."""
         if self.symmetric:
-            return -signed_levels(bits), signed_levels(bits)
+            return -signed_levels(bits) - 1, signed_levels(bits)
         levels = unsigned_levels(bits)
         below = 0 if self.low_share is None else int(levels_below_zero(self.low_share, levels))
         return -below, levels - below

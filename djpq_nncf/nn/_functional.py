@@ -34,7 +34,7 @@ def quantize_activation(x: Tensor, d: Tensor, low: Tensor, high: Tensor, *, comp
     Args:
         x: values to quantize.
         d: step size, scalar tensor, positive.
-        low: smallest value, scalar tensor, at most 0: 0 for an unsigned grid, ``-high`` for a symmetric one.
+        low: smallest value, scalar tensor, at most 0: 0 for an unsigned grid, ``-high - d`` for a symmetric one.
         high: largest value, scalar tensor, positive.
         compiled: let torch.compile make one loop of it, if it can.
     """

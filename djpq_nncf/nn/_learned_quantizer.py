@@ -23,7 +23,7 @@ class LearnedQuantizer(OptionalState):
     the range, which stays trainable.
 
     Args:
-        symmetric: whether the grid has as many negative values as positive ones, and so a bit for the sign.
+        symmetric: whether the grid reaches as far below zero as above, and so has a bit for the sign.
         min_bits: least bit-width that `project_` allows, at least 2.
         max_bits: greatest bit-width that `project_` allows, at most 32.
         power_of_two: quantize with the nearest bit-width of {2, 4, 8, 16, 32} while learning (Algorithm 2).

@@ -219,7 +219,7 @@ def _codes(smallest: float, greatest: float, bits: int) -> tuple[int, int]:
     if smallest >= 0:
         return 0, unsigned_levels(bits)
     if -smallest > 0.5 * greatest:
-        return -signed_levels(bits), signed_levels(bits)
+        return -signed_levels(bits) - 1, signed_levels(bits)
     below = 2 * round(-smallest / (greatest - smallest) * unsigned_levels(bits) / 2)
     return -below, unsigned_levels(bits) - below
 

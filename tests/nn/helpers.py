@@ -23,7 +23,10 @@ def levels_of(kind: str, bits: int) -> tuple[int, int]:
     if kind == "asymmetric":
         below = 2 * round(LOW_SHARE * (2**bits - 1) / 2)
         return -below, 2**bits - 1 - below
-    return (0, 2**bits - 1) if kind == "unsigned" else (1 - 2 ** (bits - 1), 2 ** (bits - 1) - 1)
+    if kind == "unsigned":
+        return 0, 2**bits - 1
+    most = 2 ** (bits - 1) - 1
+    return (-most - 1 if kind == "symmetric" else -most), most
 
 
 def make_quantizer(kind: str, *, power_of_two: bool = False) -> WeightQuantizer | ActivationQuantizer:

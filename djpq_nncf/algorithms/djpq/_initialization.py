@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Starting ranges of the quantizers, from the weights and from data."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
@@ -42,7 +43,8 @@ def initialize_weight_ranges(
         weight = model.get_parameter(name).detach()
         bits = quantizer.bits or initial_bits
         estimator = whole if settings.range_type == "mse" and bits >= _BITS_FOR_ALL_WEIGHTS else settings
-        quantizer.initialize_(find_range([weight.flatten()], bits, True, estimator), bits)
+        levels = signed_levels(bits)
+        quantizer.initialize_(find_range([weight.flatten()], (-levels, levels), estimator), bits)
 
 
 @torch.no_grad()
@@ -95,12 +97,15 @@ def initialize_range(
         low, high = find_limits(values, bits, settings)
         quantizer.initialize_(high - low, bits, low_share=-low / (high - low))
     else:
-        quantizer.initialize_(find_range(values, bits, quantizer.symmetric, settings), bits)
+        quantizer.initialize_(find_range(values, quantizer.codes_with(bits), settings), bits)
 
 
-def find_range(values: list[Tensor], bits: int, symmetric: bool, settings: InitializerSettings) -> float:
-    """The largest value to represent: that of least squared error on a grid of ``bits`` bits, a percentile, or all."""
-    magnitude = torch.cat(values).abs().float()
+def find_range(values: list[Tensor], codes: tuple[int, int], settings: InitializerSettings) -> float:
+    """The largest value to represent on a grid of these codes: that of least squared error, a percentile, or all."""
+    x = torch.cat(values).float()
+    lowest, highest = codes
+    # a negative value takes the range that a positive one would need for its step
+    magnitude = torch.where(x < 0, x * (highest / (lowest or -math.inf)), x)
     largest = float(magnitude.max()) if magnitude.numel() else 0.0
     if largest == 0:
         return 1.0
@@ -109,12 +114,11 @@ def find_range(values: list[Tensor], bits: int, symmetric: bool, settings: Initi
     if settings.range_type == "percentile":
         rank = min(magnitude.numel(), max(1, round(settings.percentile / 100 * magnitude.numel())))
         return float(magnitude.kthvalue(rank).values) or largest
-    magnitude = _thinned(magnitude)
-    levels = signed_levels(bits) if symmetric else unsigned_levels(bits)
+    x = _thinned(x)
 
     def error(share: float) -> float:
-        step = share * largest / levels
-        return float((magnitude - (magnitude / step).round().clamp(max=levels) * step).square().sum())
+        step = share * largest / highest
+        return float((x - (x / step).round().clamp(*codes) * step).square().sum())
 
     return _best_share(error) * largest
 

@@ -24,30 +24,29 @@ def with_outlier() -> Tensor:
     return values
 
 
-def estimate(values: Tensor, bits: int, **settings: Any) -> float:
-    return find_range(
-        [values[:100], values[100:]], bits, True, settings_of(initializer={"range": settings}).initializer
-    )
+def estimate(values: Tensor, codes: tuple[int, int], **settings: Any) -> float:
+    return find_range([values[:100], values[100:]], codes, settings_of(initializer={"range": settings}).initializer)
 
 
-def squared_error(values: Tensor, largest: float, levels: int) -> float:
-    grid = np.arange(-levels, levels + 1) * (largest / levels)
+def squared_error(values: Tensor, largest: float, codes: tuple[int, int]) -> float:
+    grid = np.arange(codes[0], codes[1] + 1) * (largest / codes[1])
     return float((np.abs(values.numpy()[:, None] - grid).min(axis=1) ** 2).sum())
 
 
-@pytest.mark.parametrize("bits", [2, 4, 8])
-def test_least_squared_error(bits: int) -> None:
+@pytest.mark.parametrize("codes", [(-1, 1), (-2, 1), (-7, 7), (-8, 7), (-127, 127), (-128, 127)])
+def test_least_squared_error(codes: tuple[int, int]) -> None:
     """No other share of the greatest value does noticeably better."""
-    values, levels = with_outlier(), 2 ** (bits - 1) - 1
-    best = min(squared_error(values, largest, levels) for largest in np.linspace(0.05, 1.0, 200) * 20.0)
-    assert squared_error(values, estimate(values, bits), levels) <= 1.01 * best
+    values = with_outlier()
+    best = min(squared_error(values, largest, codes) for largest in np.linspace(0.05, 1.0, 200) * 20.0)
+    assert squared_error(values, estimate(values, codes), codes) <= 1.01 * best
 
 
 def test_extremes_and_percentiles() -> None:
     values = with_outlier()
-    assert estimate(values, 4, type="min_max") == 20.0
+    assert estimate(values, (-7, 7), type="min_max") == 20.0
+    assert estimate(values, (-8, 7), type="min_max") == 17.5  # 8 steps of 2.5 below zero
     magnitudes = sorted(values.abs().tolist())
-    assert estimate(values, 4, type="percentile", params={"percentile": 99.0}) == magnitudes[494]
+    assert estimate(values, (-7, 7), type="percentile", params={"percentile": 99.0}) == magnitudes[494]
 
 
 @pytest.mark.parametrize(
