@@ -137,11 +137,9 @@ class Decision:
             available = ~self._closed_by_hand[own]
             count = max(1, int(keep[own].sum()))
             count = min(-(-count // multiple) * multiple, int(available.sum()))
-            ranked = np.argsort(-np.where(available, self._log_alpha[own], -np.inf), kind="stable")
-            if count > keep[own].sum():
-                chosen = np.zeros(group.size, dtype=bool)
-                chosen[ranked[:count]] = True
-                keep[own] |= chosen
+            closed = np.flatnonzero(available & ~keep[own])
+            closed = closed[np.argsort(-self._log_alpha[own][closed], kind="stable")]
+            keep[group.channels.start + closed[: max(count - int(keep[own].sum()), 0)]] = True
         return keep
 
     def _ordered(self, candidates: np.ndarray) -> np.ndarray:

@@ -328,9 +328,9 @@ def size_by_hand(network: CompressedNetwork, bits: BitWidths, keep: np.ndarray, 
     before, after = network.model.state_dict(), strip(network).state_dict()
     for name, quantizer in bits.quantizers.items():
         quantizer.load_state_dict(learned[name])
-    weights = [operator for operator in network.operators if operator.weight is not None]
-    used = sum(after[op.weight].numel() * left.get(f"weight of {op.layer}", 32) for op in weights)
-    return used / sum(before[op.weight].numel() * 32 for op in weights)
+    weights = {operator.layer: operator.weight for operator in network.operators if operator.weight is not None}
+    used = sum(after[name].numel() * left.get(f"weight of {layer}", 32) for layer, name in weights.items())
+    return used / sum(before[name].numel() * 32 for name in weights.values())
 
 
 TARGETS: dict[str, tuple[dict[str, float], dict[str, Any]]] = {
