@@ -9,8 +9,6 @@ import openvino.opset1 as opset1
 import openvino.opset13 as ops
 from numpy.typing import ArrayLike
 
-# a number of levels for which the CPU plugin has no INT8 kernels
-_FLOAT_CODES = 261
 _CONVOLUTIONS = frozenset({"Convolution", "GroupConvolution"})
 # with which the plugin fuses no sum
 _SEPARATE = frozenset({"AvgPool", "Interpolate", "MaxPool"})
@@ -30,11 +28,11 @@ def round_before_sums(model: ov.Model) -> None:
 
     The CPU plugin fuses convolution, FakeQuantize, the addition of the other branch and the next
     FakeQuantize into one kernel, and leaves rounding to the conversion of the result: the first
-    quantizer then does nothing at all. A number of levels outside its INT8 scheme keeps the first one in
-    float, still inside the kernel, and the layers on either side in INT8.
+    quantizer then only clamps. Written out, it is float arithmetic which does round, still inside the kernel, and
+    the layers on either side stay in INT8.
 
-    Where a convolution is added to another one, or to what has a kernel of its own, the other branch can stay in INT8:
-    the plugin fuses the sum with the convolution whose result is in float.
+    Where a convolution is added to another one, or to what has a kernel of its own, the other branch can stay a
+    FakeQuantize: the plugin fuses the sum with the convolution whose result is in float.
     """
     staying = {name for node in model.get_ops() if node.get_type_name() == "Add" for name in _stays(node)}
     for node in model.get_ops():
@@ -42,11 +40,11 @@ def round_before_sums(model: ov.Model) -> None:
             continue
         low, high = (node.input_value(index).get_node().data.item() for index in (3, 4))
         step = (high - low) / (node.get_attributes()["levels"] - 1)
-        clamped = ops.clamp(node.input_value(0), low, high).output(0)
-        lowest = round(low / step)
-        rounding = fake_quantize(clamped, step, (lowest, lowest + _FLOAT_CODES - 1))
+        codes = ops.round(ops.multiply(node.input_value(0), np.float32(1 / step)).output(0), "half_to_even").output(0)
+        clamped = ops.clamp(codes, float(round(low / step)), float(round(high / step))).output(0)
+        written_out = ops.multiply(clamped, np.float32(step))
         for target in node.output(0).get_target_inputs():
-            target.replace_source_output(rounding.output(0))
+            target.replace_source_output(written_out.output(0))
 
 
 def _only_feeds_sums(node: ov.Node) -> bool:
