@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Times exported files in turn, so that whatever else the machine does meets them alike."""
 
+import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from djpq_nncf.export import Execution, open_runtime
 Inputs = Sequence[NDArray[Any]]
 Advance = Callable[[int], object]
 _WARM_UP = 3
-_REQUESTS = 4  # of each thread in a round
+_REQUESTS = 4  # in a round, one after the other; for throughput of each thread
 
 
 def _ignore(amount: int) -> None:
@@ -50,17 +51,17 @@ def latencies(
     threads: int,
     advance: Advance = _ignore,
 ) -> list[Spread]:
-    """Seconds of one inference by itself on all threads; OpenVINO knows the shapes beforehand.
+    """Seconds of one inference on all threads, none under way at the same time; OpenVINO knows the shapes beforehand.
 
     Raises:
         ExportError: a file is missing or damaged.
     """
     runtimes = [open_runtime(one.path, Execution(threads, 1, one._shapes)) for one in contestants]
     runs = [
-        lambda runtime=runtime, inputs=one.inputs: runtime.run(inputs)
+        lambda runtime=runtime, inputs=one.inputs: [runtime.run(inputs) for _ in range(_REQUESTS)]
         for runtime, one in zip(runtimes, contestants, strict=True)
     ]
-    return [_spread(seconds) for seconds in take_turns(runs, rounds, advance)]
+    return [_spread([seconds / _REQUESTS for seconds in values]) for values in take_turns(runs, rounds, advance)]
 
 
 def throughputs(
@@ -89,14 +90,22 @@ def throughputs(
 
 
 def take_turns(runs: Sequence[Callable[[], object]], rounds: int, advance: Advance = _ignore) -> list[list[float]]:
-    """Seconds of each run in each round: A B C A B C ... ``advance`` hears of every round."""
+    """Seconds of each run in each round; ``advance`` hears of every round.
+
+    The order is another one in each round, and a run is timed when it follows itself: a small network behind a large
+    one would find the caches cold.
+    """
     taken: list[list[float]] = [[] for _ in runs]
+    order = list(range(len(runs)))
+    shuffle = random.Random(0).shuffle
     for number in range(_WARM_UP + rounds):
-        for run, seconds in zip(runs, taken, strict=True):
+        shuffle(order)
+        for index in order:
+            runs[index]()
             start = time.perf_counter()
-            run()
+            runs[index]()
             if number >= _WARM_UP:
-                seconds.append(time.perf_counter() - start)
+                taken[index].append(time.perf_counter() - start)
         if number >= _WARM_UP:
             advance(1)
     return taken

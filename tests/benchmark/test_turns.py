@@ -23,24 +23,28 @@ def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return path
 
 
-def test_candidates_take_turns_after_a_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_candidates_take_turns_and_follow_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     monkeypatch.setattr(_turns.time, "perf_counter", lambda: clock[0])
+    names, seconds = "abc", (1.0, 10.0, 100.0)
     order: list[str] = []
 
-    def run(name: str, seconds: float) -> None:
-        order.append(name)
-        clock[0] += seconds * len(order)
+    def run(index: int) -> None:
+        is_first = not order or order[-1] != names[index]
+        order.append(names[index])
+        clock[0] += 7 if is_first else seconds[index]
 
     rounds: list[int] = []
-    taken = take_turns([lambda: run("a", 1.0), lambda: run("b", 10.0)], 4, rounds.append)
-    assert order == ["a", "b"] * (4 + _turns._WARM_UP)
-    warm = 2 * _turns._WARM_UP
-    assert taken == [
-        pytest.approx([warm + n for n in (1, 3, 5, 7)]),
-        pytest.approx([10 * (warm + n) for n in (2, 4, 6, 8)]),
-    ]
-    assert rounds == [1, 1, 1, 1]
+    runs = [lambda index=index: run(index) for index in range(3)]
+    taken = take_turns(runs, 40, rounds.append)
+    turns = ["".join(order[start : start + 6 : 2]) for start in range(0, len(order), 6)]
+    assert order[::2] == order[1::2]
+    assert len(turns) == 40 + _turns._WARM_UP
+    assert set(turns) == {"abc", "acb", "bac", "bca", "cab", "cba"}
+    # one that ends a round and begins the next one is warm at once
+    assert [set(values) for values in taken] == [{1.0}, {10.0}, {100.0}]
+    assert [len(values) for values in taken] == [40] * 3
+    assert rounds == [1] * 40
 
 
 def test_median_and_quartiles() -> None:
@@ -57,7 +61,7 @@ def test_throughput_counts_samples(path: Path, monkeypatch: pytest.MonkeyPatch) 
     (spread,) = throughputs([Contestant(path, [np.zeros((5, 6), np.float32)])], rounds=2, threads=2)
     assert spread.median == 5 * 2 * _turns._REQUESTS
     (spread,) = latencies([Contestant(path, [np.zeros((5, 6), np.float32)])], rounds=2, threads=1)
-    assert spread.median == 1
+    assert spread.median == 1 / _turns._REQUESTS
 
 
 @pytest.mark.parametrize(
@@ -106,5 +110,5 @@ def test_ratios_are_to_the_baseline(path: Path, monkeypatch: pytest.MonkeyPatch)
     slow, fast = result.rows
     assert (slow.latency_ratio, slow.throughput_ratio, slow.baseline) == (1, 1, "slow")
     assert (fast.latency_ratio, fast.throughput_ratio, fast.baseline) == (0.5, 4, "slow")
-    assert fast.latency.median == 1.0
+    assert fast.latency.median == 1.0 / _turns._REQUESTS
     assert fast.throughput.median == 3 * _turns._REQUESTS
