@@ -1,100 +1,176 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which choices matter: the defaults against the same run with one of them changed.
 
-Each finished run is stored, so that an interrupted study continues where it was.
+Each finished run is stored, so that an interrupted study continues where it was; two processes can share it.
 
-    python benchmarks/ablations.py --only "learned exponent"
+    OMP_NUM_THREADS=1 python benchmarks/ablations.py --share 1/2 & OMP_NUM_THREADS=1 python benchmarks/ablations.py --share 2/2
 """
 
 import argparse
-import json
-import time
+import itertools
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
+from unittest import mock
 
-import torch
-from image_classification import DATA, NETWORKS, Batches, accuracy, pretrained, train
+import numpy as np
+from image_classification import DATA, EPOCHS, NETWORKS, pretrained
 from performance_page import machine, markdown_table
+from studies import Study, costs, fine_tune, scores, spread
 
-from djpq_nncf import create_compressed_model
+from djpq_nncf.algorithms.djpq import _budget, _freezing, _objective, _scheduler
 
-EPOCHS = {"fashion_mnist": 6, "digits": 60}
+STUDY = Study("ablations", ("data", "network", "fewer", "choice", "seed"))
+PAGE = Path(__file__).parents[1] / "docs" / "ablations.md"
+DISTILLATION = {"algorithm": "knowledge_distillation", "type": "softmax"}
+
+
+def nearest_lower(choices: Any, amounts: Any, budget: Any, *, tolerance: float) -> Any:
+    """Round all bit-widths to the nearest, then lower one after the other, the widest first, until the budget holds."""
+    bits = np.array(
+        [min(allowed, key=lambda b: abs(b - at)) for at, allowed in
+         zip(choices.learned, choices.admissible, strict=True)], dtype=np.int64,
+    )  # fmt: skip
+    while budget.use(choices, amounts, bits) > 1:
+        lower = [max((b for b in allowed if b < at), default=0)
+                 for at, allowed in zip(bits, choices.admissible, strict=True)]  # fmt: skip
+        movable = [i for i, b in enumerate(lower) if b]
+        if not movable:
+            break
+        widest = max(movable, key=lambda i: bits[i])
+        bits[widest] = lower[widest]
+    return bits
+
+
+@contextmanager
+def patched(**values: Any) -> Iterator[None]:
+    """Other values for constants of the library that are no settings."""
+    places = {
+        "gate_share": (_objective, "GATE_SHARE"),
+        "highest_strength": (_scheduler, "_HIGHEST_STRENGTH"),
+        "choose_bits": (_freezing, "choose_bits"),
+    }
+    with ExitStack() as stack:
+        for name, value in values.items():
+            stack.enter_context(mock.patch.object(*places[name], value))
+        yield
+
+
+def both_bits(**settings: int) -> dict[str, Any]:
+    """The same for weights and activations."""
+    return {"quantization": {"weights": settings, "activations": settings}}
+
+
 CHOICES: dict[str, dict[str, Any]] = {
     "defaults": {},
+    "pruning off (DQ)": {"pruning": {"enabled": False}},
     "learned exponent": {"quantization": {"weights": {"learn_exponent": True}}},
+    "symmetric activations": {"quantization": {"activations": {"mode": "symmetric"}}},
+    "start at 8 bits": both_bits(initial_bits=8),
+    "start at 4 bits": both_bits(initial_bits=4),
+    "ranges of all values": {"initializer": {"range": {"type": "min_max"}}},
+    "gates not weighted by cost": {"pruning": {"cost_weighted": False}},
+    "gates weigh 0.5": {"patched": {"gate_share": 0.5}},
+    "gates weigh 1": {"patched": {"gate_share": 1.0}},
+    "gates weigh 4": {"patched": {"gate_share": 4.0}},
+    "log variance starts at -9": {"pruning": {"initial_log_variance": -9.0}},
+    "log variance starts at -4": {"pruning": {"initial_log_variance": -4.0}},
+    "threshold 0.01": {"pruning": {"threshold": 0.01}},
+    "temperature 0.3": {"pruning": {"temperature": 0.3}},
+    "gates learn 3 times as fast": {"pruning": {"lr_multiplier": 3.0}},
+    "gates learn 30 times as fast": {"pruning": {"lr_multiplier": 30.0}},
+    "quantizers learn as fast": {"quantization": {"lr_multiplier": 1.0}},
+    "quantizers learn 20 times as fast": {"quantization": {"lr_multiplier": 20.0}},
+    "no ramp": {"schedule": {"ramp": 0.0}},
+    "ramp over all of the joint phase": {"schedule": {"ramp": 1.0}},
+    "freeze after a sixth": {"freeze_share": 1 / 6},
+    "freeze after a third": {"freeze_share": 1 / 3},
+    "freeze after a third, pruning off": {"freeze_share": 1 / 3, "pruning": {"enabled": False}},
+    "freeze after a third, gates weigh 0.5": {"freeze_share": 1 / 3, "patched": {"gate_share": 0.5}},
+    "freeze after a third, gates weigh 1": {"freeze_share": 1 / 3, "patched": {"gate_share": 1.0}},
+    "freeze after a third, learned exponent": {
+        "freeze_share": 1 / 3,
+        "quantization": {"weights": {"learn_exponent": True}},
+    },
+    "freeze after a third, with a teacher": {"freeze_share": 1 / 3, "teacher": {}},
+    "freeze after a third, with a teacher, pruning off": {
+        "freeze_share": 1 / 3,
+        "teacher": {},
+        "pruning": {"enabled": False},
+    },
+    "freeze after five sixths": {"freeze_share": 5 / 6},
+    "blocks of 1 channel": {"pruning": {"round_to": 1}},
+    "bits lowered by width alone": {"patched": {"choose_bits": nearest_lower}},
+    "BatchNorm not re-estimated": {"initializer": {"batchnorm_adaptation": {"num_bn_adaptation_samples": 0}}},
+    "with a teacher": {"teacher": {}},
+    "with a teacher, T = 4": {"teacher": {"temperature": 4.0}},
+    "with a teacher of weight 4": {"teacher": {"scale": 4.0}},
+    "with a teacher, pruning off": {"teacher": {}, "pruning": {"enabled": False}},
+    "with a teacher, gates weigh 0.5": {"teacher": {}, "patched": {"gate_share": 0.5}},
 }
-PAGE = Path(__file__).parents[1] / "docs" / "ablations.md"
 
 
-def run(choice: str, network: str, data: str, fewer: int, seed: int, checkpoints: Path) -> dict[str, Any]:
+def measure(data: str, network: str, fewer: int, choice: str, seed: int) -> dict[str, Any]:
     """One fine-tuning to a ``fewer``-th of the BOPs."""
-    images = DATA[data]()
-    model = pretrained(network, data, images, checkpoints)
-    before = accuracy(model, images.test, images.test_labels)
-    torch.manual_seed(seed)
-    batches = Batches(images.train, images.train_labels, seed)
-    entry = {
-        "algorithm": "djpq",
-        "schedule": {"epochs": EPOCHS[data]},
-        "target": {"bops_ratio": 1 / fewer},
-        **CHOICES[choice],
-    }
-    start = time.perf_counter()
-    ctrl, compressed = create_compressed_model(model, {"compression": entry}, init_data=batches)
-    train(compressed, batches, EPOCHS[data], ctrl)
-    statistics = ctrl.statistics().djpq
-    return {
-        "lost": before - accuracy(compressed, images.test, images.test_labels),
-        "bops_ratio": statistics.bops_ratio,
-        "macs_ratio": statistics.macs_ratio,
-        "seconds": time.perf_counter() - start,
-    }
+    options = dict(CHOICES[choice])
+    constants = options.pop("patched", {})
+    teacher: dict[str, Any] | None = options.pop("teacher", None)
+    epochs = EPOCHS[data]
+    schedule = {"epochs": epochs, **options.pop("schedule", {})}
+    if "freeze_share" in options:
+        schedule["freeze_epoch"] = round(options.pop("freeze_share") * epochs)
+    entries = [{"algorithm": "djpq", "target": {"bops_ratio": 1 / fewer}, "schedule": schedule, **options}]
+    if teacher is not None:
+        entries.append({**DISTILLATION, **teacher})
+    with patched(**constants):
+        ctrl = fine_tune(pretrained(network, data), data, seed, entries)
+    return {**scores(ctrl.model, network, data), **costs(ctrl.statistics().djpq)}
+
+
+def page() -> str:
+    """All finished runs as Markdown."""
+    finished = STUDY.finished()
+    by_choice: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for key, result in finished.items():
+        by_choice.setdefault(key[:-1], []).append(result)
+    sections = []
+    for at in sorted({key[:3] for key in by_choice}):
+        rows = [
+            [
+                choice,
+                str(len(runs)),
+                spread(run["lost_validation"] for run in runs),
+                spread(run["lost_test"] for run in runs),
+                spread((run["macs_ratio"] for run in runs), sign=""),
+                f"{np.mean([run['seconds'] for run in runs]):.0f}",
+            ]
+            for choice in CHOICES
+            if (runs := by_choice.get((*at, choice)))
+        ]
+        data, network, fewer = at
+        header = ["choice", "seeds", "lost, validation", "lost, test", "MACs", "seconds"]
+        sections.append(f"## {network} on {data}, 1/{fewer} of the BOPs\n\n{markdown_table(header, rows)}")
+    return (
+        "# Ablations\n\n"
+        "Written by `python benchmarks/ablations.py`: the defaults, and the same with one choice changed. Points of\n"
+        "accuracy lost against the FP32 network that all start from, mean and standard deviation over seeds; defaults\n"
+        f"are chosen by the validation split. On {machine()}.\n\n" + "\n".join(sections)
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, default=Path("runs/ablations"), help="where finished runs are kept")
-    parser.add_argument("--only", nargs="+", choices=CHOICES, default=list(CHOICES), help="besides the defaults")
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--only", nargs="+", choices=CHOICES, default=list(CHOICES), metavar="CHOICE")
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=["vgg7", "resnet20"])
     parser.add_argument("--data", nargs="+", choices=DATA, default=list(DATA))
-    parser.add_argument("--fewer", nargs="+", type=int, default=[100], help="how many times fewer BOPs")
+    parser.add_argument("--fewer", nargs="+", type=int, default=[200], help="how many times fewer BOPs")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--share", default="1/1", help="k/n: the k-th of n processes")
     arguments = parser.parse_args()
-    arguments.runs.mkdir(parents=True, exist_ok=True)
-    chosen = [choice for choice in CHOICES if choice in {"defaults", *arguments.only}]
-    results: dict[tuple[str, str, int, str], list[dict[str, Any]]] = {}
-    for seed in range(arguments.seeds):
-        for data in arguments.data:
-            for network in arguments.networks:
-                for fewer in arguments.fewer:
-                    for choice in chosen:
-                        name = f"{data}_{network}_{fewer}_{choice.replace(' ', '-')}_{seed}.json"
-                        stored = arguments.runs / name
-                        if not stored.exists():
-                            result = run(choice, network, data, fewer, seed, arguments.runs)
-                            stored.write_text(json.dumps(result))
-                        results.setdefault((data, network, fewer, choice), []).append(json.loads(stored.read_text()))
-                        print(name, results[data, network, fewer, choice][-1], flush=True)
-    rows = [
-        [
-            *(f"{data}, {network}, 1/{fewer}", choice),
-            f"{mean(lost):+.2f} ± {stdev(lost) if len(lost) > 1 else 0:.2f}",
-            f"{mean(run['macs_ratio'] for run in runs):.2f}",
-            f"{mean(run['seconds'] for run in runs):.0f}",
-        ]
-        for (data, network, fewer, choice), runs in results.items()
-        for lost in [[run["lost"] for run in runs]]
-    ]
-    text = markdown_table(["run", "choice", "points lost", "MACs", "seconds"], rows, text_columns=2)
-    print(text)
-    PAGE.write_text(
-        "# Ablations\n\n"
-        f"Written by `python benchmarks/ablations.py`: mean and spread of {arguments.seeds} seeds, "
-        "test accuracy against the FP32 network that all start from, on "
-        f"{machine()}.\n\n{text}",
-        encoding="utf-8",
-    )
+    keys = itertools.product(range(arguments.seeds), arguments.data, arguments.networks, arguments.fewer, arguments.only)
+    STUDY.run([(data, net, fewer, choice, seed) for seed, data, net, fewer, choice in keys], measure, arguments.share)
+    PAGE.write_text(page(), encoding="utf-8")
 
 
 if __name__ == "__main__":

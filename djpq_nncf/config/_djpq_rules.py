@@ -10,6 +10,12 @@ from djpq_nncf.config._problems import Path, Problem
 _JOINT_SHARE = 0.6
 _PRUNING_ONLY_RATIO = 0.5  # without quantization BOPs fall only as MACs do
 _POWERS_OF_TWO = (2, 4, 8)
+_PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {
+        "pruning": {"cost_weighted": False, "round_to": 1},
+        "quantization": {"weights": {"learn_exponent": True}, "activations": {"mode": "symmetric"}},
+    }
+}
 _INT8_DEVICES = ("CPU", "GPU")
 _INT8_SHARE = 8 * 8 / (32 * 32)
 
@@ -22,6 +28,8 @@ def djpq_rules(settings: dict[str, Any], given: dict[str, Any], target_device: s
         given: The same object as the user wrote it.
         target_device: What the network is compressed for.
     """
+    if settings["preset"] is not None:
+        _apply(_PRESETS[settings["preset"]], settings, given)
     _choose_bits_of_device(settings["quantization"], given.get("quantization", {}), target_device)
     pruning, quantization = settings["pruning"], settings["quantization"]
     if not pruning["enabled"] and not quantization["enabled"]:
@@ -39,6 +47,15 @@ def djpq_rules(settings: dict[str, Any], given: dict[str, Any], target_device: s
     yield from _overflow_problems(quantization)
     yield from _target_problems(settings, given)
     yield from _schedule_problems(settings["schedule"])
+
+
+def _apply(preset: dict[str, Any], settings: dict[str, Any], given: dict[str, Any]) -> None:
+    """What the user wrote comes before what the preset says."""
+    for key, value in preset.items():
+        if isinstance(value, dict):
+            _apply(value, settings[key], given.get(key, {}))
+        elif key not in given:
+            settings[key] = value
 
 
 def _choose_bits_of_device(quantization: dict[str, Any], given: dict[str, Any], target_device: str) -> None:

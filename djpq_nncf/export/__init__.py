@@ -4,6 +4,7 @@
 from djpq_nncf.export._export import export_model
 from djpq_nncf.export._files import complete_files, file_size
 from djpq_nncf.export._fold import fold_batchnorm
+from djpq_nncf.export._integer_bias import round_biases
 from djpq_nncf.export._notes import FileInput, read_notes
 from djpq_nncf.export._provenance import LayerProvenance, Provenance, note_config, note_layers, read_provenance
 from djpq_nncf.export._runtime import Execution, Runtime, open_runtime
@@ -26,5 +27,6 @@ __all__ = [
     "open_runtime",
     "read_notes",
     "read_provenance",
+    "round_biases",
     "verify_export",
 ]

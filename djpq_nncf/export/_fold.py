@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from djpq_nncf.nn._frozen import FrozenWeightQuantizer
 
 _aten = torch.ops.aten
-_CONVOLUTIONS = frozenset(
+CONVOLUTIONS = frozenset(
     {
         _aten.conv1d.default,
         _aten.conv2d.default,
@@ -36,7 +36,7 @@ def fold_batchnorm(model: fx.GraphModule) -> fx.GraphModule:
     for node in list(folded.graph.nodes):
         if node.op == "call_module":
             batchnorm = folded.get_submodule(node.target)
-            if isinstance(batchnorm, _BatchNorm) and _is_foldable(folded, node, batchnorm):
+            if isinstance(batchnorm, _BatchNorm) and is_foldable(folded, node, batchnorm):
                 _fold(folded, node, batchnorm)
     folded.graph.eliminate_dead_code()
     folded.delete_all_unused_submodules()
@@ -51,7 +51,8 @@ def get_tensor(model: nn.Module, path: str) -> Tensor:
     return tensor
 
 
-def _is_foldable(model: fx.GraphModule, node: fx.Node, batchnorm: _BatchNorm) -> bool:
+def is_foldable(model: fx.GraphModule, node: fx.Node, batchnorm: _BatchNorm) -> bool:
+    """Whether the BatchNorm can become part of the layer before it."""
     layer = node.args[0]
     if batchnorm.running_mean is None or not isinstance(layer, fx.Node) or len(layer.users) != 1:
         return False
@@ -60,17 +61,17 @@ def _is_foldable(model: fx.GraphModule, node: fx.Node, batchnorm: _BatchNorm) ->
         value = layer.meta.get("val")
         if value is None or value.dim() != 2:
             return False
-    elif layer.target not in _CONVOLUTIONS:
+    elif layer.target not in CONVOLUTIONS:
         return False
-    bias = _argument(layer, 2)
+    bias = argument(layer, 2)
     if bias is not None and not (isinstance(bias, fx.Node) and bias.op == "get_attr"):
         return False
-    return _weight_source(model, layer) is not None
+    return weight_source(model, layer) is not None
 
 
-def _weight_source(model: fx.GraphModule, layer: fx.Node) -> tuple[fx.Node, FrozenWeightQuantizer | None] | None:
+def weight_source(model: fx.GraphModule, layer: fx.Node) -> tuple[fx.Node, FrozenWeightQuantizer | None] | None:
     """The get_attr node of the layer's weight and the quantizer it passes through, if that is all there is."""
-    weight = _argument(layer, 1)
+    weight = argument(layer, 1)
     quantizer = None
     if isinstance(weight, fx.Node) and weight.op == "call_module":
         module = model.get_submodule(str(weight.target))
@@ -82,7 +83,7 @@ def _weight_source(model: fx.GraphModule, layer: fx.Node) -> tuple[fx.Node, Froz
     return weight, quantizer
 
 
-def _argument(node: fx.Node, position: int) -> Any:
+def argument(node: fx.Node, position: int) -> Any:
     """Argument ``position`` of a call to aten.conv or aten.linear (input, weight, bias)."""
     if len(node.args) > position:
         return node.args[position]
@@ -103,12 +104,12 @@ def _set_argument(node: fx.Node, position: int, value: fx.Node) -> None:
 def _fold(model: fx.GraphModule, node: fx.Node, batchnorm: _BatchNorm) -> None:
     layer = node.args[0]
     assert isinstance(layer, fx.Node)
-    source = _weight_source(model, layer)
+    source = weight_source(model, layer)
     assert source is not None
     weight_node, quantizer = source
     weight_path = str(weight_node.target)
-    scale, shift = _affine(batchnorm)
-    bias_node = _argument(layer, 2)
+    scale, shift = affine(batchnorm)
+    bias_node = argument(layer, 2)
     bias = shift if bias_node is None else shift + scale * _double(get_tensor(model, bias_node.target))
     weight = get_tensor(model, weight_path).detach()
     if quantizer is None:
@@ -118,12 +119,12 @@ def _fold(model: fx.GraphModule, node: fx.Node, batchnorm: _BatchNorm) -> None:
 
     graph = model.graph
     with graph.inserting_before(layer):
-        shared = len(_argument(layer, 1).users) > 1  # the other layer reads what is there now
+        shared = len(argument(layer, 1).users) > 1  # the other layer reads what is there now
         path = _free_path(model, weight_path, None if shared else weight_node)
         _set_tensor(model, path, new_weight.to(weight.dtype))
         new_weight_node = _get_attr(graph, path, weight_node)
         if new_quantizer is not None:
-            call = _argument(layer, 1)
+            call = argument(layer, 1)
             quantizer_path = _free_path(model, call.target, call)
             model.add_submodule(quantizer_path, new_quantizer)
             quantized = graph.call_module(quantizer_path, (new_weight_node,))
@@ -138,7 +139,7 @@ def _fold(model: fx.GraphModule, node: fx.Node, batchnorm: _BatchNorm) -> None:
     graph.erase_node(node)
 
 
-def _affine(batchnorm: _BatchNorm) -> tuple[Tensor, Tensor]:
+def affine(batchnorm: _BatchNorm) -> tuple[Tensor, Tensor]:
     """Scale and shift, per channel and in float64, that the BatchNorm applies in eval mode."""
     assert batchnorm.running_mean is not None and batchnorm.running_var is not None
     scale = torch.rsqrt(_double(batchnorm.running_var) + batchnorm.eps)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from djpq_nncf.export._integer_bias import container_factor
 from djpq_nncf.export._markers import NAMESPACE
 from djpq_nncf.export._onnx_layers import rewrite_layers
 from djpq_nncf.export._onnx_nodes import (
@@ -130,16 +131,6 @@ def _look_up_codes(graph: ir.Graph) -> None:
         codes = insert_before(node, "Gather", [table.inputs[0], node.inputs[1]], dict(node.attributes), name=name)
         rows = insert_before(node, "DequantizeLinear", [codes, *table.inputs[1:]], name=f"{name}_dequantize")
         replace(node.outputs[0], rows)
-
-
-def container_factor(bits: int) -> int:
-    """Weights below 7 bits are stored as multiples of this, with a step as much smaller.
-
-    A bias is rounded to a multiple of input step times weight step; with the codes of few bits in the
-    middle of INT8 that would be coarse. Codes up to 63 still cannot saturate a CPU without VNNI, and a
-    power of two leaves the step exact.
-    """
-    return int(2 ** max(0, 7 - bits))
 
 
 def _merge_equal(graph: ir.Graph) -> None:

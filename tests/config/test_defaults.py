@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from djpq_nncf.config import DynamicInfo, InputInfo, NNCFConfig
+from djpq_nncf.errors import ConfigError
 
 MINIMAL = {"compression": {"algorithm": "djpq"}}
 
@@ -20,6 +21,7 @@ def settings(**given: Any) -> dict[str, Any]:
 def test_algorithm_alone_is_enough() -> None:
     assert settings() == {
         "algorithm": "djpq",
+        "preset": None,
         "target": {"bops_ratio": 0.02, "macs_ratio": None, "size_ratio": None},
         "schedule": {"epochs": 10, "freeze_epoch": 6, "steps_per_epoch": None, "ramp": 0.5},
         "pruning": {
@@ -74,6 +76,22 @@ def test_algorithm_alone_is_enough() -> None:
             "bias_correction": {"num_bias_correction_samples": 256},
         },
     }
+
+
+def test_the_preset_of_the_paper_gives_way_to_what_is_written() -> None:
+    paper = settings(preset="paper")
+    assert not paper["pruning"]["cost_weighted"]
+    assert paper["pruning"]["round_to"] == 1
+    assert paper["quantization"]["weights"]["learn_exponent"]
+    assert paper["quantization"]["activations"]["mode"] == "symmetric"
+
+    mixed = settings(preset="paper", pruning={"round_to": 4}, quantization={"weights": {"learn_exponent": False}})
+    assert mixed["pruning"] == {**paper["pruning"], "round_to": 4}
+    assert not mixed["quantization"]["weights"]["learn_exponent"]
+    assert mixed["quantization"]["activations"] == paper["quantization"]["activations"]
+
+    with pytest.raises(ConfigError, match=r"\$\.compression\.preset"):
+        settings(preset="article")
 
 
 def test_top_level_defaults() -> None:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The controller of DJPQ: what a training loop talks to."""
 
+import copy
 import warnings
 from collections.abc import Iterable, Mapping
-from itertools import chain
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,13 @@ from djpq_nncf.algorithms.djpq._freezing import TOLERANCE, Decision
 from djpq_nncf.algorithms.djpq._groups import PrunableGroup
 from djpq_nncf.algorithms.djpq._network import CompressedNetwork
 from djpq_nncf.algorithms.djpq._objective import Objective
+from djpq_nncf.algorithms.djpq._reconstruction import reconstruct_layers
 from djpq_nncf.algorithms.djpq._scheduler import DJPQScheduler, StrengthController
 from djpq_nncf.algorithms.djpq._settings import DJPQSettings
 from djpq_nncf.algorithms.djpq._statistics import NNCFStatistics
 from djpq_nncf.errors import CheckpointError, DataError
-from djpq_nncf.export import export_model, note_layers
-from djpq_nncf.nn import Gates
+from djpq_nncf.export import export_model, note_layers, round_biases
+from djpq_nncf.nn import Gates, LearnedQuantizer
 from djpq_nncf.passes import kept_channels, remove
 
 STATE_VERSION = 2
@@ -120,11 +121,14 @@ class DJPQController(CompressionController):
                 groups.append(entry)
         return groups
 
-    def freeze(self) -> None:
+    def freeze(self, *, weights_trained: bool | None = None) -> None:
         """Decide channels and integer bits, within the target; end the noise; re-estimate BatchNorm statistics.
 
-        A network that was only quantized, without a step of training, gets its biases corrected instead.
+        A network that was only quantized, its weights not trained, gets its biases corrected instead.
         The schedule calls it at ``schedule.freeze_epoch``. The epochs that follow fine-tune the weights.
+
+        Args:
+            weights_trained: whether the weights are others than the original's. None: if there was a training step.
 
         Raises:
             DataError: a gate or quantizer holds NaN, because the training diverged.
@@ -143,7 +147,9 @@ class DJPQController(CompressionController):
         for quantizer, width in zip(self._bits.quantizers.values(), bits.tolist(), strict=True):
             quantizer.fix_bits(int(width))
         network.tighten_weight_ranges()
-        self._adapt_means(only_quantized=self.scheduler.global_step == 0 and bool(keep.all()))
+        if weights_trained is None:
+            weights_trained = self.scheduler.global_step > 0
+        self._adapt_means(only_quantized=not weights_trained and bool(keep.all()))
         self._frozen = True
         self._warn_if_off_target()
 
@@ -159,10 +165,39 @@ class DJPQController(CompressionController):
                     stacklevel=3,
                 )
         elif only_quantized:
-            quantizers = self._network.weight_quantizers.values(), self._network.activation_quantizers.values()
-            correct_biases(self.model, chain(*quantizers), self._data, samples)
+            correct_biases(self.model, self._bits.quantizers.values(), self._data, samples)
         else:
             reestimate_batchnorm(self.model, self._data, samples)
+
+    @property
+    def searches(self) -> bool:
+        """Whether anything is left to be found: a channel that may go, or a bit-width that is not given."""
+        return bool(self.groups) or any(quantizer.bits is None for quantizer in self._bits.quantizers.values())
+
+    def reference(self) -> GraphModule:
+        """A copy of the model as it is now, in eval mode, whose quantizers let everything pass."""
+        copied = copy.deepcopy(self.model).eval()
+        for module in copied.modules():
+            if isinstance(module, LearnedQuantizer):
+                module.observer = _ignore
+        return copied
+
+    def reconstruct(self, reference: GraphModule, data: Iterable[Any], *, samples: int = 512, steps: int = 300) -> None:
+        """Tune each layer of the frozen network to compute what it does in ``reference``: no labels needed.
+
+        Args:
+            reference: what :meth:`reference` returned before anything was compressed.
+            data: batches of samples.
+            samples: how much of the data is used.
+            steps: for each layer.
+
+        Raises:
+            DataError: the data is empty, or holds NaN or infinity.
+        """
+        assert self._frozen, "freeze first: the layers need their final bit-widths"
+        layers = self._network.operators
+        reconstruct_layers(self.model, reference, layers, data, samples=samples, steps=steps, seed=self._seed)
+        self._network.tighten_weight_ranges()
 
     def compression_stage(self) -> CompressionStage:
         """Uncompressed before the first step, fully compressed once frozen."""
@@ -210,7 +245,7 @@ class DJPQController(CompressionController):
         """
 
     def strip(self) -> GraphModule:
-        """The compressed network by itself: channels gone, weights on their grid, no gates. In eval mode.
+        """The compressed network by itself: channels gone, weights and biases on their grids, no gates. In eval mode.
 
         A run that ended before its freeze is frozen first.
         """
@@ -223,6 +258,7 @@ class DJPQController(CompressionController):
             self.freeze()
         keep = kept_channels(self._network.analysis, self._network.gates)
         stripped = remove(self.model, self._network.analysis, keep)
+        round_biases(stripped)
         note_layers(stripped, self.statistics().djpq.provenance())
         return stripped
 
@@ -288,6 +324,10 @@ class DJPQController(CompressionController):
                 "The compression state belongs to another network or configuration: its channel groups or quantizers "
                 "differ. Create the model with the config that the state was saved with."
             )
+
+
+def _ignore(value: Tensor) -> None:
+    pass
 
 
 def _length(data: Iterable[Any] | None) -> int | None:
