@@ -3,7 +3,8 @@
 
 Each finished run is stored, so that an interrupted study continues where it was; two processes can share it.
 
-    OMP_NUM_THREADS=1 python benchmarks/ablations.py --share 1/2 & OMP_NUM_THREADS=1 python benchmarks/ablations.py --share 2/2
+    export OMP_NUM_THREADS=1
+    python benchmarks/ablations.py --share 1/2 & python benchmarks/ablations.py --share 2/2
 """
 
 import argparse
@@ -19,7 +20,7 @@ from image_classification import DATA, EPOCHS, NETWORKS, pretrained
 from performance_page import machine, markdown_table
 from studies import Study, costs, fine_tune, scores, spread
 
-from djpq_nncf.algorithms.djpq import _budget, _freezing, _objective, _scheduler
+from djpq_nncf.algorithms.djpq import _freezing, _objective, _scheduler
 
 STUDY = Study("ablations", ("data", "network", "fewer", "choice", "seed"))
 PAGE = Path(__file__).parents[1] / "docs" / "ablations.md"
@@ -168,7 +169,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--share", default="1/1", help="k/n: the k-th of n processes")
     arguments = parser.parse_args()
-    keys = itertools.product(range(arguments.seeds), arguments.data, arguments.networks, arguments.fewer, arguments.only)
+    keys = itertools.product(
+        range(arguments.seeds), arguments.data, arguments.networks, arguments.fewer, arguments.only
+    )
     STUDY.run([(data, net, fewer, choice, seed) for seed, data, net, fewer, choice in keys], measure, arguments.share)
     PAGE.write_text(page(), encoding="utf-8")
 

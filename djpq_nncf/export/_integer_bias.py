@@ -4,7 +4,7 @@
 from collections import Counter
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from djpq_nncf.cost._dataflow import moved_values
@@ -89,9 +89,9 @@ def _rounded(bias: Tensor, step: Tensor) -> Tensor:
     return torch.where(vanishing, bias, (bias / step).round() * step)
 
 
-def _shift(batchnorm: nn.Module, by: Tensor, scale: Tensor) -> None:
-    assert isinstance(batchnorm, _BatchNorm) and batchnorm.running_mean is not None
-    if batchnorm.bias is not None:
+def _shift(batchnorm: _BatchNorm, by: Tensor, scale: Tensor) -> None:
+    assert batchnorm.running_mean is not None
+    if batchnorm.affine:
         batchnorm.bias.copy_(batchnorm.bias.double() + by)
     else:
         batchnorm.running_mean.copy_(batchnorm.running_mean.double() - by / scale)

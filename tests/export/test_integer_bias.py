@@ -12,7 +12,7 @@ from tests.export.helpers import NETS, randomize, strip
 
 
 class Norms(nn.Module):
-    """A bias of its own, BatchNorm with parameters and (in the test) without; a linear layer keeps its bias in float."""
+    """A bias of its own, BatchNorm with parameters and (in the test) without; a linear layer, whose bias is a float."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,6 +35,7 @@ def test_folded_biases_are_multiples_of_the_step_of_the_sums(bits: int, finer: i
     torch.manual_seed(0)
     model = randomize(Norms())
     model.second[1].weight = model.second[1].bias = None
+    model.second[1].affine = False
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_()

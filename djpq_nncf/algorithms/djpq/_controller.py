@@ -194,7 +194,8 @@ class DJPQController(CompressionController):
         Raises:
             DataError: the data is empty, or holds NaN or infinity.
         """
-        assert self._frozen, "freeze first: the layers need their final bit-widths"
+        if not self._frozen:
+            raise RuntimeError("call freeze() first: layers are reconstructed at their final bit-widths")
         layers = self._network.operators
         reconstruct_layers(self.model, reference, layers, data, samples=samples, steps=steps, seed=self._seed)
         self._network.tighten_weight_ranges()

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule, Interpreter, Node
+from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -20,7 +20,7 @@ from djpq_nncf.cost import MacOperator
 from djpq_nncf.cost._dataflow import analyse_dataflow
 
 _BATCH = 32
-_RATE = 1e-3
+_RATE = 3e-3
 
 
 def reconstruct_layers(
@@ -36,9 +36,9 @@ def reconstruct_layers(
     """Tune weight, bias, weight range and BatchNorm's parameters of one layer after the other.
 
     A layer sees what the compressed layers before it make of the data, and learns what ``reference`` computes there
-    (Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization", 2020; here the weights themselves
-    move, rounded straight-through, which also makes up for channels that are gone). A layer that gets no better stays as
-    it was. Of layers that share a weight the first learns.
+    (as Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization", 2020; but the weights themselves
+    move, rounded straight-through, which also makes up for channels that are gone). A layer that gets no better stays
+    as it was. Of layers that share a weight the first learns.
 
     Args:
         model: frozen graph with gates and quantizers, changed in place.
@@ -90,11 +90,10 @@ class _Layer:
     def of(cls, model: GraphModule, node: Node, computed: frozenset[Node]) -> "_Layer":
         sources = tuple(source for source in node.all_input_nodes if source in computed)
         users = list(node.users)
-        end = node
-        if len(users) == 1 and users[0].op == "call_module":
-            if isinstance(model.get_submodule(str(users[0].target)), _BatchNorm):
-                end = users[0]
-        return cls(model, end, sources)
+        follower = (
+            model.get_submodule(str(users[0].target)) if len(users) == 1 and users[0].op == "call_module" else None
+        )
+        return cls(model, users[0] if isinstance(follower, _BatchNorm) else node, sources)
 
     def parameters(self) -> list[nn.Parameter]:
         """What can be tuned, each once."""
@@ -136,12 +135,11 @@ def _reconstruct(
     steps: int,
     generator: torch.Generator,
 ) -> None:
-    names = [source.name for source in layer.sources]
-    batches = [
-        ([values[name] for name in names], _values(reference, [layer.end.name], batch)[layer.end.name])
-        for batch in inputs
-        for values in [_values(layer.model, names, batch)]
-    ]
+    (end,) = (node for node in reference.graph.nodes if node.name == layer.end.name)
+    before_layer, as_it_was = _up_to(layer.model, layer.sources), _up_to(reference, [end])
+    with torch.no_grad():
+        leaves = [tree_leaves(batch) for batch in inputs]
+        batches = [(before_layer(*batch), as_it_was(*batch)[0]) for batch in leaves]
 
     def error() -> float:
         with torch.no_grad():
@@ -173,31 +171,13 @@ def _some(values: Any, count: int, generator: torch.Generator) -> Any:
     )
 
 
-class _Complete(Exception):
-    """Nothing more is wanted."""
-
-
-class _Recorder(Interpreter):
-    def __init__(self, model: GraphModule, names: Sequence[str]) -> None:
-        super().__init__(model)
-        self._wanted = set(names)
-        self.values: dict[str, Any] = {}
-
-    def run_node(self, n: Node) -> Any:
-        value = super().run_node(n)
-        if n.name in self._wanted:
-            self.values[n.name] = value
-            if len(self.values) == len(self._wanted):
-                raise _Complete
-        return value
-
-
-@torch.no_grad()
-def _values(model: GraphModule, names: Sequence[str], inputs: Inputs) -> dict[str, Any]:
-    """What these nodes compute."""
-    recorder = _Recorder(model, names)
-    try:
-        recorder.run(*tree_leaves(inputs), enable_io_processing=False)
-    except _Complete:
-        pass
-    return recorder.values
+def _up_to(model: GraphModule, nodes: Sequence[Node]) -> GraphModule:
+    """The part of a graph that computes these values, on the model's own modules; takes the leaves of the inputs."""
+    graph = Graph()
+    copies: dict[Node, Node] = {}
+    for node in model.graph.nodes:
+        copies[node] = graph.node_copy(node, copies.__getitem__)
+        if all(wanted in copies for wanted in nodes):
+            break
+    graph.output(tuple(copies[node] for node in nodes))
+    return GraphModule(model, graph)
