@@ -15,7 +15,7 @@ from djpq_nncf.algorithms import CompressionStage, create_compressed_model
 from djpq_nncf.algorithms.djpq import DJPQController
 from djpq_nncf.errors import ConfigError, DataError
 from djpq_nncf.nn import ActivationQuantizer, Gate, GatedWeight, WeightQuantizer
-from tests.helpers import NETWORKS, PRUNING_ONLY, QUANTIZATION_ONLY, VGG7, images
+from tests.helpers import NETWORKS, PRUNING_ONLY, QUANTIZATION_ONLY, VGG7, images, strip
 
 
 def batches(count: int = 4, size: int = 16) -> list[tuple[Tensor, Tensor]]:
@@ -256,7 +256,9 @@ def test_target_is_met_after_training(name: str, case: str) -> None:
     x = images(3)
     with torch.no_grad():
         gated = compressed.eval()(x)
-        torch.testing.assert_close(controller.strip()(x), gated, rtol=1e-4, atol=1e-4 * float(gated.abs().max()))
+        torch.testing.assert_close(
+            strip(controller._network)(x), gated, rtol=1e-4, atol=1e-4 * float(gated.abs().max())
+        )
 
 
 def test_pruning_alone_meets_its_target() -> None:
@@ -325,7 +327,7 @@ def test_two_stages() -> None:
     assert stripped.get_parameter("stem.0.weight").shape == pruned.get_parameter("stem.0.weight").shape
     x = images(3)
     with torch.no_grad():
-        torch.testing.assert_close(stripped(x), second.model.eval()(x), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(strip(second._network)(x), second.model.eval()(x), rtol=1e-4, atol=1e-4)
 
 
 def test_batchnorm_is_reestimated_at_the_freeze() -> None:
@@ -521,3 +523,15 @@ def test_same_seed_same_run() -> None:
         train(controller, 2, batches())
         states.append(compressed.state_dict())
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+def test_strip_moves_nothing_but_biases_and_those_by_half_a_step_at_most() -> None:
+    controller, _ = compress(NETWORKS["plain"](), target={"bops_ratio": 0.03})
+    controller.freeze()
+    stripped, expected = controller.strip(), strip(controller._network)
+    moved = [
+        name for name, value in stripped.state_dict().items() if not torch.equal(value, expected.state_dict()[name])
+    ]
+    assert moved and all(name.endswith("bias") for name in moved)
+    for name in moved:
+        assert float((stripped.state_dict()[name] - expected.state_dict()[name]).abs().max()) < 0.02
