@@ -116,9 +116,14 @@ def step_for_bits(
     Signed: ``(q_m - q_s)^t / (2^(bits - 1) - 1)``. Unsigned: ``(q_m - q_s)^t / (2^bits - 1)``, one level
     fewer than printed, for the reason given at `continuous_bits`, whose inverse this is.
     """
-    magnitude_bits = bits - 1 if signed else bits
-    levels = torch.exp2(magnitude_bits) - 1 if isinstance(magnitude_bits, Tensor) else 2**magnitude_bits - 1
-    return mapped_range(q_m, t, q_s) / levels
+    return mapped_range(q_m, t, q_s) / levels_of(bits - 1 if signed else bits)
+
+
+def levels_of(bits: int | Tensor) -> int | Tensor:
+    """``2^bits - 1``, the positive levels of a grid with so many bits besides the sign; exact for integers."""
+    if isinstance(bits, int) or not bits.is_floating_point():
+        return (1 << bits) - 1
+    return torch.exp2(bits) - 1
 
 
 def nearest_power_of_two(bits: Tensor, lowest: Tensor | int = 2, highest: Tensor | int = 32) -> Tensor:

@@ -90,7 +90,7 @@ class LearnedQuantizer(OptionalState):
             return learned
         grid = (self.range(), self.exponent(), self.threshold(), self.symmetric)
         if self._bits:
-            return functional.step_for_bits(self._bits, *grid)
+            return functional.step_for_bits(self.fixed_bits, *grid)
         with torch.no_grad():
             bits = functional.nearest_power_of_two(
                 functional.continuous_bits(learned, *grid), lowest=self.min_bits, highest=self.max_bits
