@@ -158,7 +158,13 @@ def _grid(x: Tensor, *scalars: Tensor) -> Tensor:
 
 
 def _in_memory_order(x: Tensor, like: Tensor) -> Tensor:
-    """``x`` without dimensions, in the order in which ``like`` lies in memory; as it is where that has gaps."""
+    """``x`` without dimensions, in the order in which ``like`` lies in memory; as it is where that has gaps.
+
+    Under torch.compile it stays as it is: the compiler fuses the work itself, and chooses layouts other than those that
+    the trace shows.
+    """
+    if torch.compiler.is_compiling():
+        return x.detach()
     for layout in (torch.contiguous_format, torch.channels_last, torch.channels_last_3d):
         if like.dim() == _DIMENSIONS.get(layout, like.dim()) and like.is_contiguous(memory_format=layout):
             return x.detach().contiguous(memory_format=layout).as_strided((x.numel(),), (1,))
