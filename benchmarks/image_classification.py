@@ -5,7 +5,6 @@ import functools
 import gzip
 import itertools
 import json
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -226,11 +225,11 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     return 100 * hits / len(images)
 
 
-def train(model: nn.Module, batches: Batches, epochs: int, ctrl: Any = None, lr: float = 1e-3) -> None:
-    """Adam; the weights' learning rate follows a cosine to zero, those of gates and quantizers stay."""
-    groups = ctrl.param_groups(lr=lr) if ctrl else [{"params": list(model.parameters()), "lr": lr}]
-    optimizer = torch.optim.Adam(groups)
-    step, steps = 0, epochs * len(batches)
+def train(model: nn.Module, batches: Batches, epochs: int, ctrl: Any = None, lr: float = 3e-3) -> None:
+    """Adam, learning rates that follow a cosine to zero, and the network compiled: half of the time of a step."""
+    optimizer = torch.optim.Adam(ctrl.param_groups(lr=lr) if ctrl else model.parameters(), lr=lr)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * len(batches))
+    compiled = torch.compile(model)
     for _ in range(epochs):
         if ctrl:
             ctrl.scheduler.epoch_step()
@@ -238,14 +237,13 @@ def train(model: nn.Module, batches: Batches, epochs: int, ctrl: Any = None, lr:
         for images, labels in batches:
             if ctrl:
                 ctrl.scheduler.step()
-            loss = F.cross_entropy(model(images), labels)
+            loss = F.cross_entropy(compiled(images), labels)
             if ctrl:
                 loss = loss + ctrl.loss()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            step += 1
-            optimizer.param_groups[0]["lr"] = lr * (1 + math.cos(math.pi * step / steps)) / 2
+            schedule.step()
 
 
 def pretrained(network: str, data: str) -> nn.Module:

@@ -87,6 +87,8 @@ def _with_schedule(config: NNCFConfig | Mapping[str, Any], steps: int) -> dict[s
         if isinstance(entry, dict) and entry.get("algorithm") == "djpq":
             asked = entry.get("schedule", {})
             ramp = {"ramp": asked["ramp"]} if "ramp" in asked else {}
+            # The original's outputs as the loss: there is no likelihood behind it, and no derivative at the start.
+            entry["pruning"] = {"criterion": "information_bottleneck", **entry.get("pruning", {})}
             entry["schedule"] = {"epochs": 2, "freeze_epoch": 1, "steps_per_epoch": max(steps, 1), **ramp}
     return changed
 

@@ -12,10 +12,11 @@ _PRUNING_ONLY_RATIO = 0.5  # without quantization BOPs fall only as MACs do
 _POWERS_OF_TWO = (2, 4, 8)
 _PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
-        "pruning": {"cost_weighted": False, "round_to": 1},
+        "pruning": {"criterion": "information_bottleneck", "cost_weighted": False, "round_to": 1},
         "quantization": {"weights": {"learn_exponent": True}, "activations": {"mode": "symmetric"}},
     }
 }
+_THRESHOLDS = {"fisher": 1.0, "information_bottleneck": 0.001}
 _INT8_DEVICES = ("CPU", "GPU")
 _INT8_SHARE = 8 * 8 / (32 * 32)
 
@@ -46,6 +47,7 @@ def djpq_rules(settings: dict[str, Any], given: dict[str, Any], target_device: s
         yield from _bit_problems(quantization[half], quantization["power_of_two"], ("quantization", half))
     yield from _overflow_problems(quantization)
     yield from _target_problems(settings, given)
+    yield from _choose_criterion(pruning, settings["target"])
     yield from _schedule_problems(settings["schedule"])
 
 
@@ -147,6 +149,21 @@ def _target_problems(settings: dict[str, Any], given: dict[str, Any]) -> Iterato
             "null, while gamma and beta are null as well, so nothing would drive the compression; "
             "give a number greater than 0 and at most 1, or remove the key to get the default",
         )
+
+
+def _choose_criterion(pruning: dict[str, Any], target: dict[str, Any]) -> Iterator[Problem]:
+    """Fisher information is weighed against the strength that a target sets."""
+    has_target = any(ratio is not None for ratio in target.values())
+    if pruning["criterion"] is None:
+        pruning["criterion"] = "fisher" if has_target else "information_bottleneck"
+    elif pruning["criterion"] == "fisher" and pruning["enabled"] and not has_target:
+        yield Problem(
+            ("pruning", "criterion"),
+            '"fisher" weighs channels against the strength that a target sets, and there is none; give a target, or '
+            'set it to "information_bottleneck"',
+        )
+    if pruning["threshold"] is None:
+        pruning["threshold"] = _THRESHOLDS[pruning["criterion"]]
 
 
 def _steering_problems(settings: dict[str, Any], asked: list[str]) -> Iterator[Problem]:

@@ -25,17 +25,22 @@ class Gate(OptionalState):
         size: number of channels.
         mean: start of ``mu``.
         log_variance: start of ``log(sigma^2)``.
+        learned: whether ``mu`` and ``sigma`` are. If not, there is no noise, and the gate is a mask: alpha comes from
+            elsewhere.
 
     Attributes:
         open: bool [size], False for channels that were closed for good.
+        information: [size] running mean of the squared derivatives towards ``mu``; None if the gate is learned.
     """
 
     open: Tensor
     noise: Tensor
     frozen: Tensor
+    information: Tensor
 
-    def __init__(self, size: int, *, mean: float = 1.0, log_variance: float = -6.0) -> None:
+    def __init__(self, size: int, *, mean: float = 1.0, log_variance: float = -6.0, learned: bool = True) -> None:
         super().__init__()
+        self.learned = learned
         if size < 1:
             raise ValueError(f"a gate needs at least one channel, got {size}")
         self.size = size
@@ -43,7 +48,9 @@ class Gate(OptionalState):
         self.log_variance = nn.Parameter(torch.full((size,), float(log_variance)))
         self.register_buffer("open", torch.ones(size, dtype=torch.bool))
         self.register_buffer("noise", torch.zeros(size), persistent=False)
+        self.register_buffer("information", None if learned else torch.zeros(size))
         self.register_buffer("frozen", torch.zeros((), dtype=torch.bool))
+        self.log_variance.requires_grad_(learned)
         # Mirrors the buffer, so that forward neither waits for a device nor breaks a compiled graph.
         self._frozen = False
         self._all_open = True
@@ -64,7 +71,7 @@ class Gate(OptionalState):
         return self._version
 
     def forward(self) -> Tensor:
-        if self.training and not self._frozen:
+        if self.training and self.learned and not self._frozen:
             return (self.mu + self.noise * torch.exp(self.log_variance / 2)) * self.open
         return self.mu * self.open
 
@@ -95,6 +102,12 @@ class Gate(OptionalState):
         self.open.copy_(still_open)
         self._follow_open()
 
+    @torch.no_grad()
+    def reopen(self, chosen: Tensor) -> None:
+        """Open channels again, bool [size]."""
+        self.open.logical_or_(chosen.to(self.open.device))
+        self._follow_open()
+
     def freeze(self) -> None:
         """End the noise and the learning: what remains is a mask, and means to be folded into the weights."""
         self.frozen.fill_(True)
@@ -112,8 +125,8 @@ class Gate(OptionalState):
 
     def _follow_frozen(self) -> None:
         self._frozen = bool(self.frozen)
-        for parameter in (self.mu, self.log_variance):
-            parameter.requires_grad_(not self._frozen)
+        for parameter, wanted in ((self.mu, True), (self.log_variance, self.learned)):
+            parameter.requires_grad_(wanted and not self._frozen)
             if self._frozen:
                 parameter.grad = None  # else an optimizer would go on moving it
 

@@ -23,6 +23,11 @@ class Gates:
         self._sizes = [gate.size for gate in self._gates]
         self._lengths = torch.tensor(self._sizes, dtype=torch.long)
 
+    @property
+    def sizes(self) -> Tensor:
+        """[gates] numbers of channels, closed ones included."""
+        return self._lengths.to(self._gates[0].open.device)
+
     def __len__(self) -> int:
         return len(self._gates)
 
@@ -37,6 +42,10 @@ class Gates:
         and is linear in alpha: that has no gradient for most channels, the logarithm has.
         """
         return torch.sigmoid((self._log_alpha() - math.log(threshold)) / temperature) * self._joined("open")
+
+    def is_open(self) -> Tensor:
+        """1 for each channel that was not closed, [channels]."""
+        return self._joined("open").float()
 
     def mean(self, values: Tensor) -> Tensor:
         """[channels] -> [gates]."""

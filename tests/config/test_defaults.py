@@ -27,7 +27,8 @@ def test_algorithm_alone_is_enough() -> None:
         "pruning": {
             "enabled": True,
             "gamma": None,
-            "threshold": 1e-3,
+            "criterion": "fisher",
+            "threshold": 1.0,
             "temperature": 1.0,
             "lr_multiplier": 10.0,
             "initial_log_variance": -6.0,
@@ -128,7 +129,7 @@ def test_bits_of_the_device(device: str, quantization: dict[str, Any], expected:
 def test_given_values_stay() -> None:
     given = settings(pruning={"round_to": 8}, quantization={"weights": {"bits": 4}})
     assert given["pruning"]["round_to"] == 8
-    assert given["pruning"]["threshold"] == 1e-3
+    assert given["pruning"]["threshold"] == 1.0
     assert given["quantization"]["weights"]["bits"] == 4
 
 

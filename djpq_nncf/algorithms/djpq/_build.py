@@ -7,6 +7,7 @@ from typing import Any
 
 from torch.fx import GraphModule
 
+from djpq_nncf.algorithms._data import iterate_inputs
 from djpq_nncf.algorithms._registry import register_algorithm
 from djpq_nncf.algorithms.djpq._controller import DJPQController
 from djpq_nncf.algorithms.djpq._freezing import TOLERANCE, choices_of, reach
@@ -32,6 +33,7 @@ from djpq_nncf.passes import (
 _WORTH_COMPILING = 10_000_000
 
 _HOLDERS_NAMED = 3
+_USUAL_BATCH = 32
 
 
 @register_algorithm("djpq")
@@ -49,7 +51,7 @@ def build_djpq(
         model: a captured graph.
         settings: the algorithm's entry of the config, validated, defaults filled in.
         config: the whole config.
-        init_data: batches to take ranges from.
+        init_data: batches to take ranges from, as large as those of the training.
         resuming: a state will be loaded, so that nothing needs to be initialised from data.
 
     Raises:
@@ -80,7 +82,13 @@ def build_djpq(
             parsed.initializer,
         )
     _check_target(network, parsed)
-    return DJPQController(network, parsed, seed=config.seed, data=init_data)
+    batch = _batch_size(network.model, init_data)
+    return DJPQController(network, parsed, seed=config.seed, data=init_data, batch=batch)
+
+
+def _batch_size(model: GraphModule, data: Iterable[Any] | None) -> int:
+    """Samples of a training step, as far as the data tells."""
+    return _USUAL_BATCH if data is None else next(iterate_inputs(model, data, 1))[1]
 
 
 def insert_gates_and_quantizers(
@@ -147,7 +155,8 @@ def insert_gates_and_quantizers(
 
 
 def _make_gate(group: ChannelGroup, settings: DJPQSettings) -> Gate:
-    return Gate(group.size, log_variance=settings.pruning.initial_log_variance)
+    learned = settings.pruning.criterion == "information_bottleneck"
+    return Gate(group.size, log_variance=settings.pruning.initial_log_variance, learned=learned)
 
 
 def _make_weight_quantizer(settings: DJPQSettings, *, narrow: bool) -> WeightQuantizer:

@@ -16,7 +16,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from djpq_nncf.algorithms._batchnorm import reestimate_batchnorm
 from djpq_nncf.algorithms._bias_correction import correct_biases
 from djpq_nncf.algorithms._contract import CompressionController, CompressionStage
-from djpq_nncf.algorithms.djpq._freezing import TOLERANCE, Decision
+from djpq_nncf.algorithms.djpq._fisher import FisherCriterion
+from djpq_nncf.algorithms.djpq._freezing import TOLERANCE, Decision, choices_of
 from djpq_nncf.algorithms.djpq._groups import PrunableGroup
 from djpq_nncf.algorithms.djpq._network import CompressedNetwork
 from djpq_nncf.algorithms.djpq._objective import Objective
@@ -29,7 +30,7 @@ from djpq_nncf.export import export_model, note_layers, round_biases
 from djpq_nncf.nn import Gates, LearnedQuantizer
 from djpq_nncf.passes import kept_channels, remove
 
-STATE_VERSION = 2
+STATE_VERSION = 3
 
 
 class DJPQController(CompressionController):
@@ -40,6 +41,7 @@ class DJPQController(CompressionController):
         settings: of the configuration.
         seed: of the gates' noise.
         data: for the re-estimation of BatchNorm statistics at the freeze; None leaves them.
+        batch: samples of a training step.
 
     Attributes:
         model: the model to train.
@@ -50,7 +52,13 @@ class DJPQController(CompressionController):
     scheduler: DJPQScheduler
 
     def __init__(
-        self, network: CompressedNetwork, settings: DJPQSettings, *, seed: int, data: Iterable[Any] | None
+        self,
+        network: CompressedNetwork,
+        settings: DJPQSettings,
+        *,
+        seed: int,
+        data: Iterable[Any] | None,
+        batch: int = 1,
     ) -> None:
         super().__init__()
         self.model = network.model
@@ -64,6 +72,10 @@ class DJPQController(CompressionController):
         self._objective = Objective(network.cost, network.gates, self._bits, settings.pruning)
         self._strength = StrengthController(settings.schedule.ramp) if settings.target.given else None
         self._latest_use: Tensor | None = None
+        self._fisher: FisherCriterion | None = None
+        if network.gates and settings.pruning.criterion == "fisher":
+            choices = choices_of(self._bits, power_of_two=settings.quantization.power_of_two)
+            self._fisher = FisherCriterion(network, self._objective, choices, settings, batch=batch)
         self.scheduler = DJPQScheduler(
             settings.schedule, _length(data), before_step=self._before_step, on_freeze=self.freeze
         )
@@ -81,7 +93,7 @@ class DJPQController(CompressionController):
         if self._strength is not None:
             terms = self._objective.with_budget(self._strength.strength, self._settings.target)
             self._latest_use = terms.use
-            return terms.loss
+            return terms.loss if self._fisher is None else terms.loss + self._fisher.zero.to(terms.loss.device)
         gamma = self._settings.pruning.gamma or 0.0
         beta = self._settings.quantization.beta or 0.0
         annealing = self.scheduler.annealing
@@ -109,6 +121,8 @@ class DJPQController(CompressionController):
         }
         weights = [parameter for parameter in self.model.parameters() if id(parameter) not in chosen]
         groups = [{"name": "weights", "params": weights, "lr": lr, **options}]
+        if self._fisher is not None:
+            del inserted["gates"]  # masks, closed by the criterion
         for name, parameters in inserted.items():
             if parameters:
                 entry = {
@@ -137,11 +151,14 @@ class DJPQController(CompressionController):
             return
         self._check_parameters()
         network = self._network
-        decision = Decision(network.cost, network.analysis, network.gates, self._bits, self._settings)
+        closed = self._fisher.closed if self._fisher is not None else {}
+        decision = Decision(network.cost, network.analysis, network.gates, self._bits, self._settings, closed)
         keep, bits = decision.make()
         for name, gate in network.gates.items():
             channels = network.analysis.groups[name].channels
-            gate.close((~torch.from_numpy(keep[channels.start : channels.stop])).nonzero().flatten())
+            kept = torch.from_numpy(keep[channels.start : channels.stop])
+            gate.reopen(kept)
+            gate.close((~kept).nonzero().flatten())
             gate.freeze()
         network.fold_gates()
         for quantizer, width in zip(self._bits.quantizers.values(), bits.tolist(), strict=True):
@@ -217,6 +234,7 @@ class DJPQController(CompressionController):
             "seed": self._seed,
             "scheduler": self.scheduler.get_state(),
             "strength": None if self._strength is None else self._strength.get_state(),
+            "fisher": None if self._fisher is None else self._fisher.get_state(),
             "latest_use": None if self._latest_use is None else float(self._latest_use),
             "groups": {name: group.size for name, group in self.groups.items()},
             "quantizers": list(self._bits.quantizers),
@@ -234,6 +252,8 @@ class DJPQController(CompressionController):
         self.scheduler.load_state(state["scheduler"])
         if self._strength is not None and state["strength"] is not None:
             self._strength.load_state(state["strength"])
+        if self._fisher is not None and state["fisher"] is not None:
+            self._fisher.load_state(state["fisher"])
         use = state["latest_use"]
         self._latest_use = None if use is None else torch.tensor(use)
         self._draw_noise()
@@ -283,10 +303,14 @@ class DJPQController(CompressionController):
             if self.scheduler.begins_epoch:
                 self._network.tighten_weight_ranges()
             return
-        self._gates.project_()
+        progress, steps = self.scheduler.progress, self.scheduler.joint_steps
         if self._strength is not None and self._latest_use is not None:
-            self._strength.update(float(self._latest_use), self.scheduler.progress, self.scheduler.joint_steps)
-        self._draw_noise()
+            self._strength.update(float(self._latest_use), progress, steps)
+        if self._fisher is None:
+            self._gates.project_()
+            self._draw_noise()
+        elif self._strength is not None:
+            self._fisher.step(self._strength.strength, progress, steps)
 
     def _draw_noise(self) -> None:
         """Noise that depends on the seed and the step alone: the same in every process and after a resumption."""

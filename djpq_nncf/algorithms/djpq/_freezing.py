@@ -71,8 +71,9 @@ def amounts_of(cost: CostModel, keep: np.ndarray) -> Amounts:
 class Decision:
     """Chooses channels and bits together.
 
-    Channels go first: those with alpha below the threshold (18). Then bits are rounded to fit the budget. Where they
-    cannot come close enough to it, the channels of least alpha go until they do: one channel is a small step.
+    Channels go first: those that the training closed, or those with alpha below the threshold (18). Then bits are
+    rounded to fit the budget. Where they cannot come close enough to it, the channels of least alpha go until they do:
+    one channel is a small step.
 
     Args:
         cost: cost model of the network.
@@ -80,6 +81,7 @@ class Decision:
         gates: by group name.
         bits: quantizers of each layer.
         settings: threshold, ``round_to``, target.
+        closed: bool [size] by group name, closed channels that may be opened again; others stay closed.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class Decision:
         gates: Mapping[str, Gate],
         bits: BitWidths,
         settings: DJPQSettings,
+        closed: Mapping[str, Tensor],
     ) -> None:
         self._cost = cost
         self._analysis = analysis
@@ -96,12 +99,14 @@ class Decision:
         self._settings = settings
         self._choices = choices_of(bits, power_of_two=settings.quantization.power_of_two)
         self._budget = budget_of(settings.target, cost)
-        self._log_alpha = self._gather(lambda gate: gate.log_alpha())
-        self._closed_by_hand = ~self._gather(lambda gate: gate.open).astype(bool)
+        self._log_alpha = self._gather(lambda name: gates[name].log_alpha())
+        self._open = self._gather(lambda name: gates[name].open).astype(bool)
+        may_open = self._gather(lambda name: closed.get(name, torch.zeros_like(gates[name].open))).astype(bool)
+        self._closed_by_hand = ~(self._open | may_open)
 
     def make(self) -> tuple[np.ndarray, Integers]:
         """[channels] which stay, and [quantizers] bit-widths."""
-        keep = self._above_threshold()
+        keep = self._chosen()
         bits = self._choose_bits(keep)
         if self._use(keep, bits) > 1:
             keep = self._close_until(keep, bits)
@@ -110,12 +115,12 @@ class Decision:
             keep, bits = self._fill(keep, bits)
         return keep, bits
 
-    def _gather(self, read: Callable[[Gate], Tensor]) -> np.ndarray:
+    def _gather(self, read: Callable[[str], Tensor]) -> np.ndarray:
         values = np.zeros(self._analysis.channel_count)
-        for name, gate in self._gates.items():
+        for name in self._gates:
             channels = self._analysis.groups[name].channels
             with torch.no_grad():
-                values[channels.start : channels.stop] = read(gate).float().cpu().numpy()
+                values[channels.start : channels.stop] = read(name).float().cpu().numpy()
         return values
 
     def _choose_bits(self, keep: np.ndarray) -> Integers:
@@ -124,7 +129,10 @@ class Decision:
     def _use(self, keep: np.ndarray, bits: Integers) -> float:
         return self._budget.use(self._choices, amounts_of(self._cost, keep), bits)
 
-    def _above_threshold(self) -> np.ndarray:
+    def _chosen(self) -> np.ndarray:
+        """What the training left open, or learned gates above the threshold."""
+        if self._settings.pruning.criterion == "fisher":
+            return self._open.copy()
         threshold = np.log(self._settings.pruning.threshold)
         return self._rounded((self._log_alpha >= threshold) & ~self._closed_by_hand)
 

@@ -44,7 +44,9 @@ class Objective:
         self._settings = settings
 
     def kept_shares(self) -> Tensor:
-        """[groups] soft share of channels kept, equation (19)."""
+        """[groups] share of channels kept, soft (19) where the gates are learned."""
+        if self._settings.criterion == "fisher":
+            return self._gates.mean(self._gates.is_open())
         return self._gates.mean(self._gates.keep_probability(self._settings.threshold, self._settings.temperature))
 
     def bops(self) -> Tensor:
@@ -65,6 +67,27 @@ class Objective:
         The logarithm makes the strength independent of the network's size. A gate's weight is the share of the cost
         that its channel takes part in, so that channels go where that saves most.
         """
+        costs = self._costs(target)
+        uses = torch.stack([values.sum() for values in costs.values()])
+        use = uses.max()
+        loss = torch.log(use)
+        if self._gates and self._settings.criterion == "information_bottleneck":
+            weights = torch.stack([self._gate_weights(name, values.detach()) for name, values in costs.items()])
+            penalties = self._gates.mean(self._gates.penalty())
+            loss = loss + GATE_SHARE * (weights[uses.argmax()] * penalties).sum()
+        return Terms(strength * loss, use.detach())
+
+    @torch.no_grad()
+    def channel_shares(self, target: TargetSettings) -> Tensor:
+        """[groups] share of the tightest cost that goes with one open channel."""
+        costs = self._costs(target)
+        kind = max(costs, key=lambda name: float(costs[name].sum()))
+        open_channels = self._gates.mean(self._gates.is_open()) * self._gates.sizes
+        shares = self._gate_weights(kind, costs[kind]) / open_channels.clamp_min(1)
+        return shares.cpu()
+
+    def _costs(self, target: TargetSettings) -> dict[str, Tensor]:
+        """What is used / allowed, by row, of each cost that has a target."""
         kept, bits = self._state()
         cost, costs = self._cost, dict[str, Tensor]()
         if target.bops_ratio is not None:
@@ -73,14 +96,7 @@ class Objective:
             costs["macs"] = cost.soft_macs(kept) / (target.macs_ratio * cost.baseline_macs)
         if target.size_ratio is not None:
             costs["size"] = cost.soft_sizes(kept) * bits.stored / (target.size_ratio * cost.baseline_size)
-        uses = torch.stack([values.sum() for values in costs.values()])
-        use = uses.max()
-        loss = torch.log(use)
-        if self._gates:
-            weights = torch.stack([self._gate_weights(name, values.detach()) for name, values in costs.items()])
-            penalties = self._gates.mean(self._gates.penalty())
-            loss = loss + GATE_SHARE * (weights[uses.argmax()] * penalties).sum()
-        return Terms(strength * loss, use.detach())
+        return costs
 
     def _state(self) -> tuple[Tensor, SoftBits]:
         """Kept shares and bit-widths, on the device of the gates if there are any."""

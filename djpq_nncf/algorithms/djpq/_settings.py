@@ -43,6 +43,7 @@ class PruningSettings:
     """
 
     enabled: bool
+    criterion: Literal["fisher", "information_bottleneck"]
     gamma: float | None
     threshold: float
     temperature: float

@@ -173,7 +173,7 @@ def random_network(name: str, seed: int, **djpq: Any) -> tuple[CompressedNetwork
 def decide(network: CompressedNetwork, bits: BitWidths, **djpq: Any) -> tuple[np.ndarray, Integers, float]:
     """Which channels stay, which bits, and BOPs / baseline of that."""
     settings = settings_of(**djpq)
-    keep, widths = Decision(network.cost, network.analysis, network.gates, bits, settings).make()
+    keep, widths = Decision(network.cost, network.analysis, network.gates, bits, settings, {}).make()
     choices = choices_of(bits, power_of_two=settings.quantization.power_of_two)
     used = choices.bops(amounts_of(network.cost, keep), widths).sum()
     return keep, widths, float(used) / network.cost.baseline_bops

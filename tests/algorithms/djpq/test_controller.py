@@ -86,7 +86,10 @@ def test_starts_close_to_the_original() -> None:
 
 
 def test_train_and_eval_differ_as_they_should() -> None:
-    controller, compressed = compress(NETWORKS["identity_residual"](), pruning={"initial_log_variance": -2.0})
+    controller, compressed = compress(
+        NETWORKS["identity_residual"](),
+        pruning={"criterion": "information_bottleneck", "initial_log_variance": -2.0},
+    )
     x = images(4)
     with torch.no_grad():
         compressed.eval()
@@ -151,7 +154,7 @@ def test_parameter_groups() -> None:
     controller, compressed = compress(
         NETWORKS["plain"](),
         compression_lr_multiplier=0.5,
-        pruning={"lr_multiplier": 20.0},
+        pruning={"criterion": "information_bottleneck", "lr_multiplier": 20.0},
         quantization={"lr_multiplier": 3.0},
     )
     groups = controller.param_groups(lr=0.01, weight_decay=1e-4, momentum=0.9)
@@ -171,7 +174,8 @@ def test_parameter_groups() -> None:
 @pytest.mark.parametrize(("half", "kind"), [(PRUNING_ONLY, "gates"), (QUANTIZATION_ONLY, "quantizers")])
 def test_parameter_groups_of_one_half(half: dict[str, Any], kind: str) -> None:
     controller, compressed = compress(NETWORKS["plain"](), **half, target={"bops_ratio": 0.06})
-    assert [group["name"] for group in controller.param_groups(lr=0.1)] == ["weights", kind]
+    groups = [group["name"] for group in controller.param_groups(lr=0.1)]
+    assert groups == (["weights", kind] if kind == "quantizers" else ["weights"]), "masks are not learned"
     kinds = (Gate, GatedWeight) if kind == "quantizers" else (WeightQuantizer, ActivationQuantizer)
     assert not [module for module in compressed.modules() if isinstance(module, kinds)]
 
@@ -267,9 +271,10 @@ def test_target_is_met_after_training(name: str, case: str) -> None:
     exponents = [float(p.exp()) for n, p in compressed.named_parameters() if n.endswith("log_exponent")]
     assert all(abs(t - 1) > 1e-3 for t in exponents) and bool(exponents) == ("exponents" in case)
     controller.freeze()
-    assert 0.98 * target <= controller.statistics().djpq.bops_ratio <= target
+    least = 0.97 if "two" in case else 0.98  # three bit-widths and some twenty channels do not combine to everything
+    assert least * target <= controller.statistics().djpq.bops_ratio <= target
     train(controller, 1, data)
-    assert 0.98 * target <= controller.statistics().djpq.bops_ratio <= target, "fine-tuning leaves no level unused"
+    assert least * target <= controller.statistics().djpq.bops_ratio <= target, "fine-tuning leaves no level unused"
     layers = controller.statistics().djpq.layers
     if "power" in case:
         assert {layer.activation_bits for layer in layers} <= {2, 4, 8}

@@ -111,7 +111,11 @@ def test_annealing() -> None:
     assert factors == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1], rel=1e-4)
 
 
-@pytest.mark.parametrize("djpq", [paper(ramp=0.0), {}], ids=["strengths", "target"])
+@pytest.mark.parametrize(
+    "djpq",
+    [paper(ramp=0.0), {"pruning": {"criterion": "information_bottleneck"}}],
+    ids=["strengths", "target"],
+)
 def test_gradients_reach_gates_and_quantizers(djpq: dict[str, Any]) -> None:
     controller = make_controller(**djpq)
     spread(controller)

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Closes the channels whose removal harms less than what it saves is worth in bits."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from djpq_nncf.algorithms.djpq._budget import BitChoices
+from djpq_nncf.algorithms.djpq._freezing import amounts_of, block_of, budget_of
+from djpq_nncf.algorithms.djpq._network import CompressedNetwork
+from djpq_nncf.algorithms.djpq._objective import Objective
+from djpq_nncf.algorithms.djpq._settings import DJPQSettings
+from djpq_nncf.passes import kept_channels
+
+_LOSS = "the loss"
+_UPDATES = 64
+# Shares of the joint phase.
+_MEMORY = 1 / 12
+_WARM_UP = 1 / 12
+# Share of the cost that may go in one update: the network needs time to recover.
+_FASTEST = 3 / _UPDATES
+
+
+class FisherCriterion:
+    """Decides, while the bit-widths are learned, which channels go.
+
+    Without a channel the loss rises by about half of its Fisher information ``F``: the mean squared derivative of a
+    sample's loss towards a factor on the channel (Theis et al. 2018, "Faster gaze prediction with dense networks and
+    Fisher pruning"). What goes with it is a share ``w`` of the cost, and ``strength * w`` is what the learned
+    bit-widths pay for the same saving, since the strength is the loss per logarithm of the cost at which they settle.
+    A channel is closed where ``alpha = F / (2 * strength * w)`` is below the threshold, by default 1.
+
+    A gate holds alpha as ``mu^2 / sigma^2``: its ``sigma^2`` is then, up to a factor, the noise at which the
+    information bottleneck (13) would settle, found without drawing any.
+
+    Args:
+        network: whose gates are to be closed.
+        objective: tells what channels cost.
+        choices: of bit-widths.
+        settings: threshold, ``round_to`` and target.
+        batch: samples behind one derivative.
+
+    Attributes:
+        closed: bool [size] by group name, what it closed. The freeze may open some of them again.
+        zero: to be added to the loss: the derivative towards it is what a training loop multiplies the loss with.
+    """
+
+    def __init__(
+        self,
+        network: CompressedNetwork,
+        objective: Objective,
+        choices: BitChoices,
+        settings: DJPQSettings,
+        *,
+        batch: int,
+    ) -> None:
+        self._network = network
+        self._objective = objective
+        self._settings = settings
+        self._budget = budget_of(settings.target, network.cost)
+        self._choices = choices
+        self._most_bits = np.array([allowed[-1] for allowed in choices.admissible], dtype=np.int64)
+        self._batch = batch
+        self.closed = {name: torch.zeros_like(gate.open) for name, gate in network.gates.items()}
+        self.zero = torch.zeros((), requires_grad=True)
+        self.zero.register_hook(self._collector(_LOSS))
+        for name, gate in network.gates.items():
+            gate.mu.register_hook(self._collector(name))
+        self._latest: dict[str, Tensor] = {}
+        self._memory = 0.0
+        self._weight = 0.0
+        self._strength = 0.0
+        self._since_update = 0
+
+    def step(self, strength: float, progress: float, steps: int) -> None:
+        """Close channels now and then. Call it before each forward pass.
+
+        Args:
+            strength: of the compression loss.
+            progress: share of the joint phase that has passed.
+            steps: length of the joint phase.
+        """
+        self._latest.clear()
+        self._memory = max(0.0, 1 - 1 / max(1.0, _MEMORY * steps))
+        self._strength = (
+            strength if not self._weight else self._strength + (1 - self._memory) * (strength - self._strength)
+        )
+        self._since_update += 1
+        if self._weight and self._since_update * _UPDATES >= steps and progress >= _WARM_UP:
+            self._since_update = 0
+            self._update()
+
+    def get_state(self) -> dict[str, Any]:
+        """Plain data to continue from; the information is in the gates."""
+        return {
+            "weight": self._weight,
+            "strength": self._strength,
+            "since_update": self._since_update,
+            "closed": {name: closed.nonzero().flatten().tolist() for name, closed in self.closed.items()},
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from :meth:`get_state`."""
+        self._weight, self._strength = float(state["weight"]), float(state["strength"])
+        self._since_update = int(state["since_update"])
+        for name, channels in state["closed"].items():
+            self.closed[name][channels] = True
+
+    def _collector(self, name: str) -> Callable[[Tensor], Tensor]:
+        def collect(derivative: Tensor) -> Tensor:
+            self._latest[name] = derivative.detach().float()
+            if len(self._latest) == len(self._network.gates) + 1:
+                self._learn(self._latest.pop(_LOSS))
+                self._latest.clear()
+            return torch.zeros_like(derivative)  # a factor that is not learned, and that no clipping should see
+
+        return collect
+
+    def _learn(self, loss_scale: Tensor) -> None:
+        """Running means of the squared derivatives of one backward pass."""
+        self._weight = self._memory * self._weight + 1 - self._memory
+        for name, derivative in self._latest.items():
+            information = self._network.gates[name].information
+            latest = self._batch * (derivative / loss_scale.to(derivative.device)).square()
+            latest = torch.where(torch.isfinite(latest), latest, information)  # after an overflow of a scaled loss
+            information.lerp_(latest.to(information), 1 - self._memory)
+
+    def _update(self) -> None:
+        shares = self._objective.channel_shares(self._settings.target)
+        candidates: list[tuple[float, float, str, list[int]]] = []
+        for name, share in zip(self._network.gates, shares.tolist(), strict=True):
+            alpha = self._alpha(name, share)
+            candidates += self._blocks(name, alpha, share)
+        candidates.sort(key=lambda candidate: candidate[0])
+        chosen, saved = 0, 0.0
+        for _, share, _, _ in candidates:
+            saved += share
+            if chosen and saved > _FASTEST:
+                break
+            chosen += 1
+        while chosen and not self._leaves_enough(candidates[:chosen]):
+            chosen -= 1
+        for _, _, name, channels in candidates[:chosen]:
+            self._network.gates[name].close(channels)
+            self.closed[name][channels] = True
+
+    def _alpha(self, name: str, share: float) -> Tensor:
+        """[size] harm / gain of each channel, also left in the gate."""
+        gate = self._network.gates[name]
+        information = gate.information / self._weight
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(information)
+            information /= torch.distributed.get_world_size()
+        alpha = information / (2 * max(self._strength * share, 1e-30))
+        with torch.no_grad():
+            log_variance = -alpha.clamp(1e-12, 1e12).log()
+            gate.log_variance.copy_(torch.where(gate.open, log_variance, gate.log_variance))
+        return alpha
+
+    def _blocks(self, name: str, alpha: Tensor, share: float) -> list[tuple[float, float, str, list[int]]]:
+        """What may go of a group in whole blocks: mean alpha, share of the cost, and the channels of least alpha."""
+        group, gate = self._network.analysis.groups[name], self._network.gates[name]
+        block = block_of(group.role, group.size, self._settings.pruning.round_to)
+        open_ids = gate.open.nonzero().flatten()
+        ids = open_ids[alpha[open_ids].argsort(stable=True)]
+        values, order = alpha[ids].tolist(), ids.tolist()
+        result = []
+        start, size = 0, len(order) % block or block
+        while len(order) - start - size >= min(block, group.size):
+            mean = sum(values[start : start + size]) / size
+            if mean >= self._settings.pruning.threshold:
+                break
+            result.append((mean, share * size, name, order[start : start + size]))
+            start, size = start + size, block
+        return result
+
+    def _leaves_enough(self, candidates: list[tuple[float, float, str, list[int]]]) -> bool:
+        """Whether the budget can still be used up, with every bit-width at its greatest."""
+        keep = kept_channels(self._network.analysis, self._network.gates)
+        for _, _, name, channels in candidates:
+            keep[self._network.analysis.groups[name].channels.start + np.array(channels)] = False
+        return self._budget.use(self._choices, amounts_of(self._network.cost, keep), self._most_bits) >= 1

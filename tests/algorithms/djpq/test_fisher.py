@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which channels go by the Fisher criterion."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from djpq_nncf.algorithms import create_compressed_model
+from djpq_nncf.algorithms.djpq import DJPQController
+from djpq_nncf.errors import ConfigError
+
+WIDTH = 6
+
+
+class TwoLayers(nn.Module):
+    """A hidden layer, of which channel 2 is read by nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, WIDTH, 3, padding=1)
+        self.conv2 = nn.Conv2d(WIDTH, 4, 3, padding=1)
+        with torch.no_grad():
+            self.conv2.weight[:, 2] = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv2(F.relu(self.conv1(x))).mean((2, 3))
+
+    def scaled(self, x: Tensor, factor: Tensor) -> Tensor:
+        """The same with a factor on each hidden channel."""
+        return self.conv2(F.relu(self.conv1(x)) * factor[:, None, None]).mean((2, 3))
+
+
+def data(batches: int = 4) -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        (torch.randn(8, 3, 6, 6, generator=generator), torch.randint(4, (8,), generator=generator))
+        for _ in range(batches)
+    ]
+
+
+def compress(model: nn.Module, **djpq: Any) -> tuple[DJPQController, nn.Module]:
+    entry = {"algorithm": "djpq", "target": {"macs_ratio": 0.5}, "quantization": {"enabled": False}, **djpq}
+    controller, compressed = create_compressed_model(model, {"compression": entry}, init_data=data())
+    assert isinstance(controller, DJPQController)
+    return controller, compressed
+
+
+def one_step(controller: DJPQController, model: nn.Module, batch: tuple[Tensor, Tensor], scale: float = 1.0) -> None:
+    controller.scheduler.step()
+    loss = F.cross_entropy(model(batch[0]), batch[1]) + controller.loss()
+    (scale * loss).backward()
+
+
+@pytest.mark.parametrize("scale", [1.0, 1024.0], ids=["plain", "scaled loss"])
+def test_information_is_the_squared_derivative(scale: float) -> None:
+    """By central differences of the original's loss, whatever a loss scaler multiplies."""
+    original = TwoLayers()
+    controller, model = compress(original)
+    original.double()
+    controller.scheduler.epoch_step()
+    x, y = data(1)[0]
+    one_step(controller, model, (x, y), scale)
+    derivatives = []
+    for channel in range(WIDTH):
+        values = []
+        for change in (1e-5, -1e-5):
+            factor = torch.ones(WIDTH, dtype=torch.float64)
+            factor[channel] += change
+            values.append(F.cross_entropy(original.scaled(x.double(), factor), y))
+        derivatives.append((values[0] - values[1]) / 2e-5)
+    (gate,) = controller._network.gates.values()
+    expected = len(x) * torch.stack(derivatives).detach().square().float()
+    assert controller._fisher is not None
+    torch.testing.assert_close(gate.information / controller._fisher._weight, expected, rtol=1e-3, atol=1e-9)
+
+
+def test_what_does_no_harm_goes_first_and_factors_stay() -> None:
+    controller, model = compress(TwoLayers(), schedule={"epochs": 12, "freeze_epoch": 11})
+    optimizer = torch.optim.Adam(controller.param_groups(lr=1e-4))
+    assert [group["name"] for group in controller.param_groups(lr=1e-4)] == ["weights"]
+    (group,), (gate,) = controller.groups.values(), controller._network.gates.values()
+    gone: list[set[int]] = []
+    for _ in range(12):
+        controller.scheduler.epoch_step()
+        for batch in data():
+            optimizer.zero_grad()
+            one_step(controller, model, batch)
+            optimizer.step()
+            assert gate.mu.grad is None or not gate.mu.grad.any(), "no clipping of gradients sees it"
+            gone.append(set(range(WIDTH)) - set(group.open_channels))
+    first = next(closed for closed in gone if closed)
+    assert first == {2}
+    assert torch.equal(gate.mu, torch.ones(WIDTH))
+    assert len(gone[-1]) == WIDTH // 2
+
+
+def test_it_needs_a_target() -> None:
+    with pytest.raises(ConfigError, match="criterion"):
+        compress(TwoLayers(), target={}, pruning={"criterion": "fisher", "gamma": 0.1})
