@@ -106,7 +106,7 @@ class DJPQController(CompressionController):
         )
 
     def param_groups(self, lr: float, **options: Any) -> list[dict[str, Any]]:
-        """Parameter groups "weights", "gates" and "quantizers" for an optimizer.
+        """Parameter groups "weights", "gates" (where they are learned) and "quantizers" for an optimizer.
 
         Args:
             lr: learning rate of the weights; the others have it times their multipliers.
