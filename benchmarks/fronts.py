@@ -20,6 +20,8 @@ from image_classification import EPOCHS, accuracy, load, pretrained
 from performance_page import machine, markdown_table
 from studies import Study, costs, fine_tune, scores, spread
 
+from djpq_nncf.errors import ConfigError
+
 STUDY = Study("fronts", ("data", "network", "scheme", "fewer", "teacher", "seed"))
 DOCS = Path(__file__).parents[1] / "docs"
 FEWER = (16, 50, 100, 250, 400)
@@ -32,6 +34,8 @@ LEARNED: dict[str, dict[str, Any]] = {
     "ours": {},
     "ours, powers of two": {"quantization": {"power_of_two": True}},
 }
+OUT_OF_REACH: dict[str, Any] = {"out_of_reach": True}
+"""Result where even the least bit-widths use more than what is asked for."""
 DATA = ("fashion_mnist", "cifar10")
 NETWORKS = ("vgg7", "resnet20")
 
@@ -59,7 +63,11 @@ def measure(data: str, network: str, scheme: str, fewer: int, teacher: int, seed
     elif scheme in FIRST_STAGES:
         return _two_stages(data, network, FIRST_STAGES[scheme], 1 / fewer, teacher, seed)
     else:
-        ctrl = fine_tune(original, data, seed, {"target": {"bops_ratio": 1 / fewer}, **LEARNED[scheme]}, teacher=tutor)
+        try:
+            djpq = {"target": {"bops_ratio": 1 / fewer}, **LEARNED[scheme]}
+            ctrl = fine_tune(original, data, seed, djpq, teacher=tutor)
+        except ConfigError:
+            return OUT_OF_REACH
     return {**scores(ctrl.model, network, data), **costs(ctrl.statistics().djpq)}
 
 
@@ -70,7 +78,10 @@ def _two_stages(data: str, network: str, share: float, ratio: float, teacher: in
     pruned = fine_tune(original, data, seed, pruning, epochs=first, teacher=tutor)
     left = pruned.statistics().djpq.macs_ratio
     quantization = {"pruning": {"enabled": False}, "target": {"bops_ratio": ratio / left}}
-    ctrl = fine_tune(pruned.strip(), data, seed, quantization, epochs=epochs - first, teacher=tutor)
+    try:
+        ctrl = fine_tune(pruned.strip(), data, seed, quantization, epochs=epochs - first, teacher=tutor)
+    except ConfigError:
+        return OUT_OF_REACH
     bops_ratio = ctrl.statistics().djpq.bops_ratio * left
     return {**scores(ctrl.model, network, data), "bops_ratio": bops_ratio, "macs_ratio": left}
 
@@ -82,7 +93,7 @@ Runs = dict[tuple[str, int, int], list[dict[str, Any]]]
 def _finished(data: str, network: str) -> Runs:
     runs: Runs = {}
     for key, result in STUDY.finished().items():
-        if key[:2] == (data, network):
+        if key[:2] == (data, network) and not OUT_OF_REACH.items() <= result.items():
             runs.setdefault(key[2:5], []).append(result)  # type: ignore[arg-type]
     return _with_best_two_stages(runs)
 
