@@ -260,7 +260,8 @@ def test_block_of(role: Role, size: int, round_to: int | None, block: int) -> No
 
 @pytest.mark.parametrize("target", [0.05, 0.02])
 def test_blocks_of_eight_by_default(target: float) -> None:
-    djpq: dict[str, Any] = {"target": {"bops_ratio": target}}
+    learned = {"criterion": "information_bottleneck"}
+    djpq: dict[str, Any] = {"target": {"bops_ratio": target}, "pruning": learned}
     wide = 0
     for seed in range(6):
         network, bits = random_network("vgg7", seed, **djpq)
