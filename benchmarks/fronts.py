@@ -157,7 +157,8 @@ def _plot(data: str, network: str, runs: Runs) -> Path:
         axes.set(xscale="log", xlabel="times fewer BOPs", ylabel="points of accuracy lost", title=title)
         axes.invert_yaxis()
         axes.grid(alpha=0.3)
-        axes.legend()
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend()
     figure.tight_layout()
     path = DOCS / "images" / f"front_{network}_{data}.svg"
     path.parent.mkdir(exist_ok=True)

@@ -63,9 +63,10 @@ class Study:
 
 
 def spread(values: Iterable[float], digits: int = 2, sign: str = "+") -> str:
-    """Mean and standard deviation."""
+    """Mean and standard deviation; of a single value that alone."""
     chosen = list(values)
-    return f"{mean(chosen):{sign}.{digits}f} ± {stdev(chosen) if len(chosen) > 1 else 0:.{digits}f}"
+    deviation = f" ± {stdev(chosen):.{digits}f}" if len(chosen) > 1 else ""
+    return f"{mean(chosen):{sign}.{digits}f}{deviation}"
 
 
 def fine_tune(
