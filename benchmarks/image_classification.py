@@ -230,12 +230,14 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
 def train(model: nn.Module, batches: Batches, epochs: int, ctrl: Any = None, lr: float = 3e-3) -> None:
     """Adam, learning rates that follow a cosine to zero, and the network compiled: half of the time of a step.
 
-    Where statistics run on open channels alone, each channel that closes makes other shapes: compiling would not pay.
+    Where statistics run on open channels alone, each channel that closes makes other shapes: compiling would not pay,
+    as it would not in a short training.
     """
     optimizer = torch.optim.Adam(ctrl.param_groups(lr=lr) if ctrl else model.parameters(), lr=lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * len(batches))
     reshaped = any(isinstance(module, OpenChannels) for module in model.modules())
-    compiled = model if reshaped else torch.compile(model)
+    pays = epochs * len(batches) >= 500 and not reshaped
+    compiled = torch.compile(model) if pays else model
     for _ in range(epochs):
         if ctrl:
             ctrl.scheduler.epoch_step()
