@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The end of the joint phase: which channels stay, and how many bits each quantizer gets."""
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,7 @@ _POWERS_OF_TWO = (2, 4, 8)
 _SPARED = 4
 _BLOCK = 8
 _TRIED = 64
+_PAIRS = 2000
 
 
 def block_of(role: Role, size: int, round_to: int | None) -> int:
@@ -207,7 +209,29 @@ class Decision:
                 reopened = self._close_until(everything, bits, spare=spare)
                 trials.append((reopened, self._choose_bits(reopened)))
             trials += [(self._reopen(*trial), trial[1]) for trial in trials]
+        if not merit(best())[0]:
+            pairs = ((keep, bits) for first in self._steps(*best()) for keep, bits in self._steps(*first))
+            trials += itertools.islice(pairs, _PAIRS)
         return best()
+
+    def _steps(self, keep: np.ndarray, bits: Integers) -> Iterator[tuple[np.ndarray, Integers]]:
+        """One width to the next, or one block of channels opened or closed."""
+        for quantizer, allowed in enumerate(self._choices.admissible):
+            at = list(allowed).index(int(bits[quantizer]))
+            for width in (*allowed[max(at - 1, 0) : at], *allowed[at + 1 : at + 2]):
+                step = bits.copy()
+                step[quantizer] = width
+                yield keep, step
+        for group in self._analysis.groups.values():
+            block = block_of(group.role, group.size, self._settings.pruning.round_to)
+            own = np.arange(group.channels.start, group.channels.stop)
+            own = own[np.argsort(self._log_alpha[own], kind="stable")]
+            is_open, may_open = own[keep[own]], own[~keep[own] & ~self._closed_by_hand[own]]
+            for channels, opened in ((is_open[:block], False), (may_open[-block:], True)):
+                if len(channels) and (opened or len(is_open) > block):
+                    step = keep.copy()
+                    step[channels] = opened
+                    yield step, bits
 
     def _reopen(self, keep: np.ndarray, bits: Integers) -> np.ndarray:
         """Open channels that still fit into the budget, greatest alpha first, in the blocks of their groups."""
