@@ -85,10 +85,13 @@ def _with_schedule(config: NNCFConfig | Mapping[str, Any], steps: int) -> dict[s
     entries = changed.get("compression", [])
     for entry in entries if isinstance(entries, list) else [entries]:
         if isinstance(entry, dict) and entry.get("algorithm") == "djpq":
-            asked = entry.get("schedule", {})
-            ramp = {"ramp": asked["ramp"]} if "ramp" in asked else {}
-            # The original's outputs as the loss: there is no likelihood behind it, and no derivative at the start.
-            entry["pruning"] = {"criterion": "information_bottleneck", **entry.get("pruning", {})}
+            pruning, schedule = entry.get("pruning", {}), entry.get("schedule", {})
+            if not isinstance(pruning, dict) or not isinstance(schedule, dict):
+                continue  # the schema says what is wrong
+            if pruning.get("criterion") is None:
+                # The original's outputs as the loss: there is no likelihood behind it, no derivative at the start.
+                entry["pruning"] = {**pruning, "criterion": "information_bottleneck"}
+            ramp = {"ramp": schedule["ramp"]} if "ramp" in schedule else {}
             entry["schedule"] = {"epochs": 2, "freeze_epoch": 1, "steps_per_epoch": max(steps, 1), **ramp}
     return changed
 

@@ -17,6 +17,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
     }
 }
 _THRESHOLDS = {"fisher": 1.0, "information_bottleneck": 0.001}
+_OF_LEARNED_GATES = {"temperature": 1.0, "lr_multiplier": 10.0, "initial_log_variance": -6.0}
 _INT8_DEVICES = ("CPU", "GPU")
 _INT8_SHARE = 8 * 8 / (32 * 32)
 
@@ -47,7 +48,7 @@ def djpq_rules(settings: dict[str, Any], given: dict[str, Any], target_device: s
         yield from _bit_problems(quantization[half], quantization["power_of_two"], ("quantization", half))
     yield from _overflow_problems(quantization)
     yield from _target_problems(settings, given)
-    yield from _choose_criterion(pruning, settings["target"])
+    yield from _choose_criterion(pruning, given.get("pruning", {}), settings["target"])
     yield from _schedule_problems(settings["schedule"])
 
 
@@ -151,7 +152,7 @@ def _target_problems(settings: dict[str, Any], given: dict[str, Any]) -> Iterato
         )
 
 
-def _choose_criterion(pruning: dict[str, Any], target: dict[str, Any]) -> Iterator[Problem]:
+def _choose_criterion(pruning: dict[str, Any], given: dict[str, Any], target: dict[str, Any]) -> Iterator[Problem]:
     """Fisher information is weighed against the strength that a target sets."""
     has_target = any(ratio is not None for ratio in target.values())
     if pruning["criterion"] is None:
@@ -162,6 +163,14 @@ def _choose_criterion(pruning: dict[str, Any], target: dict[str, Any]) -> Iterat
             '"fisher" weighs channels against the strength that a target sets, and there is none; give a target, or '
             'set it to "information_bottleneck"',
         )
+    if pruning["criterion"] == "fisher" and pruning["enabled"]:
+        for key, default in _OF_LEARNED_GATES.items():
+            if pruning[key] != default:
+                yield Problem(
+                    ("pruning", key),
+                    f'{given[key]} is for gates that are learned, and criterion "fisher" learns none; remove it, or '
+                    'set pruning.criterion to "information_bottleneck"',
+                )
     if pruning["threshold"] is None:
         pruning["threshold"] = _THRESHOLDS[pruning["criterion"]]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from djpq_nncf.nn._frozen import FrozenActivationQuantizer, levels_below_zero, signed_levels, unsigned_levels
-from djpq_nncf.nn._functional import levels_of, quantize_activation
+from djpq_nncf.nn._functional import quantize_activation
 from djpq_nncf.nn._learned_quantizer import LearnedQuantizer, straight_through
 
 Grid = Literal["unsigned", "symmetric", "asymmetric"]
@@ -70,7 +70,7 @@ class ActivationQuantizer(LearnedQuantizer):
             return (-width - step if self.symmetric else torch.zeros_like(width)), width
         low = -self.low_share.to(width.dtype) * width
         high = low + width
-        levels = (width / step).detach() if self.bits is None else levels_of(self.fixed_bits)
+        levels = (width / step).detach() if self.bits is None else unsigned_levels(self.fixed_bits)
         below = levels_below_zero(self.low_share, levels)
         return straight_through(-below * step, low), straight_through((levels - below) * step, high)
 

@@ -1,18 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Quantizers whose grid no longer changes: what a stripped model carries into export."""
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor, nn
 
+_Bits = TypeVar("_Bits", int, Tensor)
 
-def signed_levels(bits: int) -> int:
+
+def signed_levels(bits: _Bits) -> _Bits:
     """Positive levels of a symmetric signed grid that fits in ``bits`` bits."""
-    return 2 ** (bits - 1) - 1
+    return unsigned_levels(bits - 1)
 
 
-def unsigned_levels(bits: int) -> int:
-    """Positive levels of an unsigned grid that fits in ``bits`` bits."""
-    return 2**bits - 1
+def unsigned_levels(bits: _Bits) -> _Bits:
+    """Positive levels of an unsigned grid that fits in ``bits`` bits; exact for integers, also for tensors of them."""
+    if isinstance(bits, Tensor) and bits.is_floating_point():
+        return torch.exp2(bits) - 1
+    return (1 << bits) - 1
 
 
 def levels_below_zero(share: Tensor, levels: int | Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from djpq_nncf.nn import _loops as loops
+from djpq_nncf.nn._frozen import unsigned_levels
 
 MIN_EXPONENT = 0.3
 MAX_EXPONENT = 2.0
@@ -109,21 +110,14 @@ def continuous_bits(d: Tensor, q_m: Tensor, t: Tensor | None, q_s: Tensor | floa
 
 
 def step_for_bits(
-    bits: int | Tensor, q_m: Tensor, t: Tensor | None, q_s: Tensor | float = 0.0, signed: bool = True
+    bits: Tensor, q_m: Tensor, t: Tensor | None, q_s: Tensor | float = 0.0, signed: bool = True
 ) -> Tensor:
     """Step size of a grid of ``bits`` bits over the range of ``q_m``: the last line of Algorithm 2.
 
     Signed: ``(q_m - q_s)^t / (2^(bits - 1) - 1)``. Unsigned: ``(q_m - q_s)^t / (2^bits - 1)``, one level
     fewer than printed, for the reason given at `continuous_bits`, whose inverse this is.
     """
-    return mapped_range(q_m, t, q_s) / levels_of(bits - 1 if signed else bits)
-
-
-def levels_of(bits: int | Tensor) -> int | Tensor:
-    """``2^bits - 1``, the positive levels of a grid with so many bits besides the sign; exact for integers."""
-    if isinstance(bits, int) or not bits.is_floating_point():
-        return (1 << bits) - 1
-    return torch.exp2(bits) - 1
+    return mapped_range(q_m, t, q_s) / unsigned_levels(bits - 1 if signed else bits)
 
 
 def nearest_power_of_two(bits: Tensor, lowest: Tensor | int = 2, highest: Tensor | int = 32) -> Tensor:

@@ -29,7 +29,7 @@ class Gate(OptionalState):
             elsewhere.
 
     Attributes:
-        open: bool [size], False for channels that were closed for good.
+        open: bool [size], False for channels that were closed.
         information: [size] running mean of the squared derivatives towards ``mu``; None if the gate is learned.
     """
 
@@ -81,12 +81,12 @@ class Gate(OptionalState):
 
     @torch.no_grad()
     def below(self, threshold: float) -> Tensor:
-        """Which channels eq. (18) prunes, bool [size]: alpha below the threshold, or closed already."""
-        return (self.log_alpha() < math.log(threshold)) | ~self.open
+        """Which channels eq. (18) prunes, bool [size]: closed ones, and if learned those with alpha below it."""
+        return (self.log_alpha() < math.log(threshold)) | ~self.open if self.learned else ~self.open
 
     @torch.no_grad()
     def close(self, indices: Sequence[int] | Tensor) -> None:
-        """Close channels for good.
+        """Close channels: they are zero from now on.
 
         Raises:
             ValueError: no channel would stay open, or an index is outside [0, size); nothing is changed.

@@ -160,6 +160,18 @@ def test_another_algorithm_is_refused() -> None:
         compress_post_training(randomize(Net()), {"compression": {"algorithm": "other"}}, data())
 
 
+@pytest.mark.parametrize("key", ["pruning", "schedule"])
+def test_a_broken_entry_is_named(key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"\$.compression.{key}: 3"):
+        compress_post_training(randomize(Net()), config(**{key: 3}), data())
+
+
+def test_the_criterion_is_one_that_needs_no_likelihood() -> None:
+    asked = config(target={"bops_ratio": 0.02}, pruning={"criterion": None, "initial_log_variance": -5})
+    ctrl, _ = compress_post_training(randomize(Net()), asked, data(), search_steps=2, reconstruction_steps=0)
+    assert "gates" in [group["name"] for group in ctrl.param_groups(lr=1e-3)]
+
+
 def test_reconstruction_wants_a_frozen_network() -> None:
     ctrl, _ = create_compressed_model(randomize(Net()), fixed(4), init_data=data())
     assert isinstance(ctrl, DJPQController)

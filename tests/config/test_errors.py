@@ -199,6 +199,12 @@ BROKEN: list[tuple[str, Any, str, tuple[str, ...]]] = [
         ("0.01", "bit-widths are fixed", "remove it"),
     ),
     (
+        "an option of learned gates",
+        djpq(pruning={"lr_multiplier": 30}),
+        "$.compression.pruning.lr_multiplier",
+        ('30 is for gates that are learned, and criterion "fisher" learns none', 'to "information_bottleneck"'),
+    ),
+    (
         "MACs without pruning",
         djpq(pruning={"enabled": False}, target={"macs_ratio": 0.5}),
         "$.compression.target.macs_ratio",

@@ -167,7 +167,7 @@ def test_unsigned_bits_count_the_values_of_the_grid_unlike_equation_4(bits: int)
     values = learned_quantize(x, printed_step, q_m, None, 0.0, False).unique().numel()
     assert values == 2**bits + 1
     assert continuous_bits(printed_step, q_m, None, 0.0, False).item() > bits
-    fitting = step_for_bits(bits, q_m, None, 0.0, False)
+    fitting = step_for_bits(torch.tensor(bits), q_m, None, 0.0, False)
     assert learned_quantize(x, fitting, q_m, None, 0.0, False).unique().numel() == 2**bits
     assert continuous_bits(fitting, q_m, None, 0.0, False).item() == pytest.approx(bits)
 
@@ -177,7 +177,7 @@ def test_unsigned_bits_count_the_values_of_the_grid_unlike_equation_4(bits: int)
 @pytest.mark.parametrize("bits", [2, 3, 5, 8, 16])
 def test_step_for_bits_inverts_continuous_bits(signed: bool, t: float | None, bits: int) -> None:
     exponent = None if t is None else _scalar(t)
-    step = step_for_bits(bits, _scalar(RANGE), exponent, SMALL, signed)
+    step = step_for_bits(torch.tensor(bits), _scalar(RANGE), exponent, SMALL, signed)
     levels = 2 ** (bits - 1) - 1 if signed else 2**bits - 1
     assert step.item() == pytest.approx((RANGE - SMALL) ** (t or 1.0) / levels)
     assert continuous_bits(step, _scalar(RANGE), exponent, SMALL, signed).item() == pytest.approx(bits)

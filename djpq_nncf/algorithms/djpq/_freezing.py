@@ -102,9 +102,8 @@ class Decision:
         self._choices = choices_of(bits, power_of_two=settings.quantization.power_of_two)
         self._budget = budget_of(settings.target, cost)
         self._log_alpha = self._gather(lambda name: gates[name].log_alpha())
-        self._open = self._gather(lambda name: gates[name].open).astype(bool)
-        may_open = self._gather(lambda name: closed.get(name, torch.zeros_like(gates[name].open))).astype(bool)
-        self._closed_by_hand = ~(self._open | may_open)
+        self._closed_by_hand = self._gather(lambda name: ~gates[name].open).astype(bool)
+        self._closed_by_hand &= ~self._gather(lambda name: closed.get(name, gates[name].open)).astype(bool)
 
     def make(self) -> tuple[np.ndarray, Integers]:
         """[channels] which stay, and [quantizers] bit-widths."""
@@ -132,11 +131,9 @@ class Decision:
         return self._budget.use(self._choices, amounts_of(self._cost, keep), bits)
 
     def _chosen(self) -> np.ndarray:
-        """What the training left open, or learned gates above the threshold."""
-        if self._settings.pruning.criterion == "fisher":
-            return self._open.copy()
-        threshold = np.log(self._settings.pruning.threshold)
-        return self._rounded((self._log_alpha >= threshold) & ~self._closed_by_hand)
+        """What the training left open."""
+        gone = self._gather(lambda name: self._gates[name].below(self._settings.pruning.threshold)).astype(bool)
+        return self._rounded(~gone & ~self._closed_by_hand)
 
     def _rounded(self, keep: np.ndarray) -> np.ndarray:
         """At least one channel of a group stays, and ``round_to`` is honoured by keeping more."""
@@ -209,9 +206,9 @@ class Decision:
                 reopened = self._close_until(everything, bits, spare=spare)
                 trials.append((reopened, self._choose_bits(reopened)))
             trials += [(self._reopen(*trial), trial[1]) for trial in trials]
-        if not merit(best())[0]:
-            pairs = ((keep, bits) for first in self._steps(*best()) for keep, bits in self._steps(*first))
-            trials += itertools.islice(pairs, _PAIRS)
+        if not merit(best())[0]:  # out of order, so only what is enough
+            pairs = (pair for first in self._steps(*best()) for pair in self._steps(*first))
+            trials += (pair for pair in itertools.islice(pairs, _PAIRS) if 1 - TOLERANCE <= self._use(*pair) <= 1)
         return best()
 
     def _steps(self, keep: np.ndarray, bits: Integers) -> Iterator[tuple[np.ndarray, Integers]]:

@@ -82,7 +82,7 @@ class Objective:
         """[groups] share of the tightest cost that goes with one open channel."""
         costs = self._costs(target)
         kind = max(costs, key=lambda name: float(costs[name].sum()))
-        open_channels = self._gates.mean(self._gates.is_open()) * self._gates.sizes
+        open_channels = self.kept_shares() * self._gates.sizes
         shares = self._gate_weights(kind, costs[kind]) / open_channels.clamp_min(1)
         return shares.cpu()
 

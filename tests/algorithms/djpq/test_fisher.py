@@ -97,6 +97,17 @@ def test_what_does_no_harm_goes_first_and_factors_stay() -> None:
     assert len(gone[-1]) == WIDTH // 2
 
 
+def test_before_the_freeze_only_closed_channels_count_as_gone() -> None:
+    """However little harm the others would do: the freeze closes them no more."""
+    controller, _ = compress(TwoLayers())
+    ((name, group),) = controller.groups.items()
+    with torch.no_grad():
+        controller._network.gates[name].log_variance.fill_(20.0)
+    assert controller.statistics().djpq.ratios["macs_ratio"] == 1
+    group.close([0])
+    assert controller.statistics().djpq.ratios["macs_ratio"] == pytest.approx((WIDTH - 1) / WIDTH)
+
+
 def test_it_needs_a_target() -> None:
     with pytest.raises(ConfigError, match="criterion"):
         compress(TwoLayers(), target={}, pruning={"criterion": "fisher", "gamma": 0.1})
