@@ -17,15 +17,18 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+import torch
 from image_classification import DATA, EPOCHS, NETWORKS, pretrained
-from performance_page import machine, markdown_table
+from performance_page import markdown_table
 from studies import DISTILLATION, Study, costs, fine_tune, scores, spread
 
 from djpq_nncf.algorithms.djpq import _freezing, _scheduler
+from djpq_nncf.nn import _functional
 
 FIELDS = ("data", "network", "fewer", "choice", "seed")
 STUDY = Study("ablations", FIELDS)
 EARLIER = {
+    "ablations_third": "Steps and ranges were learned, not levels and scales, both 5 times as fast as the weights.",
     "ablations_second": "Learned gates (the information bottleneck), which weighed 0.5, and a learning rate of 0.001.",
     "ablations_first": "As before, but gates weighed 2, and the freeze came after 60 % of the epochs.",
 }
@@ -55,6 +58,7 @@ def patched(**values: Any) -> Iterator[None]:
     places = {
         "highest_strength": (_scheduler, "_HIGHEST_STRENGTH"),
         "choose_bits": (_freezing, "choose_bits"),
+        "normal_range": (_functional, "normal_range"),
     }
     with ExitStack() as stack:
         for name, value in values.items():
@@ -79,8 +83,10 @@ CHOICES: dict[str, dict[str, Any]] = {
     "channels go at 0.3 of their worth": {"pruning": {"threshold": 0.3}},
     "channels go at 3 times their worth": {"pruning": {"threshold": 3.0}},
     "channels not weighted by cost": {"pruning": {"cost_weighted": False}},
-    "quantizers learn as fast": {"quantization": {"lr_multiplier": 1.0}},
-    "quantizers learn 20 times as fast": {"quantization": {"lr_multiplier": 20.0}},
+    "bits learn as fast as weights": {"quantization": {"lr_multiplier": 1.0}},
+    "bits learn 10 times as fast": {"quantization": {"lr_multiplier": 10.0}},
+    "ranges learn 3 times as fast": {"quantization": {"range_lr_multiplier": 3.0}},
+    "ranges do not follow bits": {"patched": {"normal_range": torch.ones_like}},
     "no ramp": {"schedule": {"ramp": 0.0}},
     "ramp over all of the joint phase": {"schedule": {"ramp": 1.0}},
     "freeze after a sixth": {"freeze_share": 1 / 6},
@@ -124,7 +130,7 @@ def page() -> str:
         "# Ablations\n\n"
         "Written by `python benchmarks/ablations.py`: the defaults, and the same with one choice changed. Points of\n"
         "accuracy lost against the FP32 network that all start from, mean and standard deviation over seeds; defaults\n"
-        f"are chosen by the validation split. On {machine()}.\n\n"
+        f"are chosen by the validation split. On {STUDY.machines()}.\n\n"
         f"{_tables(STUDY)}\n"
         "# Before\n\n"
         "The same with the defaults that these runs led away from, the latest first.\n\n"

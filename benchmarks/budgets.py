@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from image_classification import Batches, load, pretrained, train
-from performance_page import machine, markdown_table
+from performance_page import markdown_table
 from studies import Study
 
 from djpq_nncf import create_compressed_model
@@ -105,7 +105,7 @@ def page() -> str:
         "# Budgets\n\n"
         "Written by `python benchmarks/budgets.py`: what was asked for, and what the frozen network uses. Everything\n"
         f"else is at its default. {len(rows) - len(missed)} of {len(rows)} runs use 98 to 100 % of the tightest\n"
-        f"budget. On {machine()}.\n\n{table}"
+        f"budget. On {STUDY.machines()}.\n\n{table}"
     )
 
 

@@ -228,7 +228,7 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
 
 
 def train(model: nn.Module, batches: Batches, epochs: int, ctrl: Any = None, lr: float = 3e-3) -> None:
-    """Adam, learning rates that follow a cosine to zero, and the network compiled: half of the time of a step.
+    """Adam, learning rates that follow a cosine to zero, and the network compiled.
 
     Where statistics run on open channels alone, each channel that closes makes other shapes: compiling would not pay,
     as it would not in a short training.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from image_classification import accuracy, load, pretrained
-from performance_page import machine, markdown_table
+from performance_page import markdown_table
 from studies import Study
 
 from djpq_nncf import compress_post_training
@@ -74,7 +74,7 @@ def page() -> str:
         "Written by `python benchmarks/post_training.py`: test accuracy after `compress_post_training` with\n"
         f"{SAMPLES} training images, no labels. Search: 300 batches in which gates and quantizers learn; where all\n"
         "bit-widths are given there is none. Reconstruction: 300 steps for each layer. On\n"
-        f"{machine()}.\n\n" + "\n".join(sections)
+        f"{STUDY.machines()}.\n\n" + "\n".join(sections)
     )
 
 

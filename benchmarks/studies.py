@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from image_classification import EPOCHS, Batches, accuracy, load, pretrained, train
+from performance_page import machine
 from torch import nn
 
 from djpq_nncf import create_compressed_model
@@ -41,6 +42,10 @@ class Study:
         results = [json.loads(line) for line in self._path.read_text(encoding="utf-8").splitlines()]
         return {tuple(result[field] for field in self._fields): result for result in results}
 
+    def machines(self) -> str:
+        """What the finished runs were made on."""
+        return "; ".join(dict.fromkeys(result["machine"] for result in self.finished().values()))
+
     def run(self, keys: Iterable[Key], measure: Callable[..., Mapping[str, Any]], share: str = "1/1") -> None:
         """Call ``measure(*key)`` for what is missing.
 
@@ -55,7 +60,7 @@ class Study:
                 continue
             start = time.perf_counter()
             result = {**dict(zip(self._fields, key, strict=True)), **measure(*key)}
-            result["seconds"] = round(time.perf_counter() - start, 1)
+            result |= {"seconds": round(time.perf_counter() - start, 1), "machine": machine()}
             self._path.parent.mkdir(exist_ok=True)
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(result) + "\n")

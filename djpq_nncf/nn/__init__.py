@@ -10,11 +10,11 @@ from djpq_nncf.nn._frozen import (
     unsigned_levels,
 )
 from djpq_nncf.nn._functional import (
-    continuous_bits,
+    bits_of,
     nearest_power_of_two,
+    normal_range,
     quantize_activation,
     quantize_weight,
-    step_for_bits,
 )
 from djpq_nncf.nn._gate import Gate
 from djpq_nncf.nn._gated_weight import GatedWeight, GateScale
@@ -39,12 +39,12 @@ __all__ = [
     "Quantizers",
     "Slot",
     "WeightQuantizer",
-    "continuous_bits",
+    "bits_of",
     "levels_below_zero",
     "nearest_power_of_two",
+    "normal_range",
     "quantize_activation",
     "quantize_weight",
     "signed_levels",
-    "step_for_bits",
     "unsigned_levels",
 ]

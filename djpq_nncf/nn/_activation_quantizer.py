@@ -70,7 +70,7 @@ class ActivationQuantizer(LearnedQuantizer):
             return (-width - step if self.symmetric else torch.zeros_like(width)), width
         low = -self.low_share.to(width.dtype) * width
         high = low + width
-        levels = (width / step).detach() if self.bits is None else unsigned_levels(self.fixed_bits)
+        levels = self.levels().detach()
         below = levels_below_zero(self.low_share, levels)
         return straight_through(-below * step, low), straight_through((levels - below) * step, high)
 

@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from djpq_nncf.nn import _loops as loops
-from djpq_nncf.nn._frozen import unsigned_levels
 
 MIN_EXPONENT = 0.3
 MAX_EXPONENT = 2.0
@@ -98,26 +97,22 @@ def mapped_range(q_m: Tensor, t: Tensor | None, q_s: Tensor | float = 0.0) -> Te
     return width if t is None else width**t
 
 
-def continuous_bits(d: Tensor, q_m: Tensor, t: Tensor | None, q_s: Tensor | float = 0.0, signed: bool = True) -> Tensor:
-    """Bit-width of the grid, differentiable: eqs. (3) and (4) without the ceiling, which has no gradient.
+def bits_of(levels: Tensor, signed: bool | Tensor) -> Tensor:
+    """Bit-width of a grid with ``(q_m - q_s)^t / d`` positive levels: eqs. (3) and (4), differentiable.
 
-    Signed: ``log2((q_m - q_s)^t / d + 1) + 1``, eq. (3). Unsigned: ``log2((q_m - q_s)^t / d + 1)``, which
-    deviates from eq. (4): as printed, the grid ``0, d, ..., 2^b * d`` has 2^b + 1 values and needs b + 1
-    bits. Here b bits hold ``2^b - 1`` positive levels and zero.
+    That is without the ceiling, which has no gradient. Signed: ``log2(levels + 1) + 1``, eq. (3). Unsigned:
+    ``log2(levels + 1)``, which deviates from eq. (4): as printed, the grid ``0, d, ..., 2^b * d`` has 2^b + 1 values
+    and needs b + 1 bits. Here b bits hold ``2^b - 1`` positive levels and zero. Elementwise.
     """
-    bits = torch.log2(mapped_range(q_m, t, q_s) / d + 1)
-    return bits + 1 if signed else bits
+    return torch.log2(levels + 1) + (signed.to(levels.device) if isinstance(signed, Tensor) else int(signed))
 
 
-def step_for_bits(
-    bits: Tensor, q_m: Tensor, t: Tensor | None, q_s: Tensor | float = 0.0, signed: bool = True
-) -> Tensor:
-    """Step size of a grid of ``bits`` bits over the range of ``q_m``: the last line of Algorithm 2.
+def normal_range(levels: Tensor) -> Tensor:
+    """Range in standard deviations at which so many positive levels round normal values with least squared error.
 
-    Signed: ``(q_m - q_s)^t / (2^(bits - 1) - 1)``. Unsigned: ``(q_m - q_s)^t / (2^bits - 1)``, one level
-    fewer than printed, for the reason given at `continuous_bits`, whose inverse this is.
+    A fit, within 4 % from 1 level (2 bits with a sign) to 31, and 8 % above at 127. Differentiable, elementwise.
     """
-    return mapped_range(q_m, t, q_s) / unsigned_levels(bits - 1 if signed else bits)
+    return 1.2 + 0.62 * levels.log()
 
 
 def nearest_power_of_two(bits: Tensor, lowest: Tensor | int = 2, highest: Tensor | int = 32) -> Tensor:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the weight and the activation quantizer share: a grid whose step and range are learned."""
+"""What the weight and the activation quantizer share: a grid whose number of levels and range are learned."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from djpq_nncf.errors import CheckpointError, DataError
 from djpq_nncf.nn import _functional as functional
+from djpq_nncf.nn._frozen import unsigned_levels
 from djpq_nncf.nn._optional_state import OptionalState
 
 MIN_RANGE = 1e-8
@@ -17,10 +18,13 @@ MAX_RANGE = 1e8
 
 
 class LearnedQuantizer(OptionalState):
-    """Quantizes by eq. (2) with a learned step size ``d`` and range ``q_m``, both optimised as logarithms.
+    """Quantizes by eq. (2) with a step size ``d`` and a range ``q_m`` that follow from two learned logarithms.
 
-    It starts with a learned bit-width. `fix_bits` ends that: the step then follows from the bit-width and
-    the range, which stays trainable.
+    One is of the number of positive levels ``(q_m - q_s)^t / d``, which is the bit-width. The other is of a scale, the
+    range in units of `normal_range`: with fewer levels the range shrinks as far as is best for normally distributed
+    values. So bits can fall without a range that follows late, or one that the price of bits has driven too far down.
+
+    It starts with a learned bit-width. `fix_bits` ends that; the scale stays trainable.
 
     Args:
         symmetric: whether the grid reaches as far below zero as above, and so has a bit for the sign.
@@ -51,8 +55,8 @@ class LearnedQuantizer(OptionalState):
         self.observer: Callable[[Tensor], object] | None = None
         self.compiled = False
         self.max_range = MAX_RANGE
-        self.log_step = nn.Parameter(torch.zeros(()))
-        self.log_range = nn.Parameter(torch.zeros(()))
+        self.log_levels = nn.Parameter(torch.zeros(()))
+        self.log_scale = nn.Parameter(torch.zeros(()))
         self.register_parameter("log_exponent", None)
         self.register_parameter("low_share", None)
         self.register_buffer("small_value", None)
@@ -73,7 +77,7 @@ class LearnedQuantizer(OptionalState):
 
     def range(self) -> Tensor:
         """``q_m``, the largest value of the input that is represented; the width of an asymmetric grid."""
-        return exp_scalar(self.log_range)
+        return exp_scalar(self.log_scale) * functional.normal_range(self.levels())
 
     def exponent(self) -> Tensor | None:
         """``t`` of the mapping (1), None where it is exactly 1."""
@@ -83,20 +87,23 @@ class LearnedQuantizer(OptionalState):
         """``q_s``, below which the input becomes zero."""
         return 0.0
 
-    def step(self) -> Tensor:
-        """``d``, the step size in effect: fixed, restricted to powers of two, or learned."""
-        learned = exp_scalar(self.log_step)
-        if not (self._bits or self.power_of_two):
-            return learned
-        grid = (self.range(), self.exponent(), self.threshold(), self.symmetric)
+    def levels(self) -> Tensor:
+        """Positive levels in effect: those of the fixed bits, restricted to powers of two bits, or learned."""
         if self._bits:
-            return functional.step_for_bits(self.fixed_bits, *grid)
+            return unsigned_levels(self.fixed_bits - int(self.symmetric))
+        learned = exp_scalar(self.log_levels)
+        if not self.power_of_two:
+            return learned
         with torch.no_grad():
             bits = functional.nearest_power_of_two(
-                functional.continuous_bits(learned, *grid), lowest=self.min_bits, highest=self.max_bits
+                functional.bits_of(learned, self.symmetric), lowest=self.min_bits, highest=self.max_bits
             )
-            restricted = functional.step_for_bits(bits, *grid)
+            restricted = unsigned_levels(bits - int(self.symmetric))
         return straight_through(restricted, learned)
+
+    def step(self) -> Tensor:
+        """``d``, the step size in effect."""
+        return functional.mapped_range(self.range(), self.exponent(), self.threshold()) / self.levels()
 
     def continuous_bits(self) -> Tensor:
         """Bit-width in effect, differentiable: ``Quantizers.continuous_bits`` of this one."""
@@ -121,23 +128,30 @@ class LearnedQuantizer(OptionalState):
         if not math.isfinite(q_m):
             raise DataError(f"a quantizer cannot start from the range {q_m}: look for NaN or inf in the data")
         q_m = min(max(q_m, MIN_RANGE), self.max_range)
-        self.log_range.fill_(math.log(q_m))
+        bits = min(max(bits, self.min_bits), self.max_bits)
+        self.log_levels.fill_(math.log(2.0 ** (bits - self.symmetric) - 1))
+        self.log_scale.copy_((q_m / functional.normal_range(self.levels())).log())
         self._reset_mapping(q_m)
-        bits_tensor = torch.full_like(self.log_step, bits)
-        grid = (self.range(), self.exponent(), self.threshold(), self.symmetric)
-        self.log_step.copy_(functional.step_for_bits(bits_tensor, *grid).log())
+        self.project_()
+
+    @torch.no_grad()
+    def limit_range_(self, q_m: Tensor) -> None:
+        """Lower the range to ``q_m`` where it exceeds that, a positive scalar."""
+        limit = (q_m / functional.normal_range(self.levels())).log().to(self.log_scale)
+        self.log_scale.copy_(torch.minimum(self.log_scale, limit))
         self.project_()
 
     def project_(self) -> None:
-        """Move range, exponent and step into their limits: ``Quantizers.project_`` of this one."""
+        """Move range, exponent and levels into their limits: ``Quantizers.project_`` of this one."""
         Quantizers([self]).project_()
 
     def fix_bits(self, bits: int) -> None:
-        """Use ``bits`` bits from now on. The step follows from range and exponent, which stay trainable."""
+        """Use ``bits`` bits from now on. The range follows; its scale and the exponent stay trainable."""
         if not 2 <= bits <= 32:
             raise ValueError(f"bits must be within [2, 32], got {bits}")
         self.fixed_bits.fill_(bits)
         self._follow_fixed_bits()
+        self.project_()
 
     @torch.no_grad()
     def grid_codes(self, x: Tensor) -> Tensor:
@@ -173,9 +187,9 @@ class LearnedQuantizer(OptionalState):
 
     def _follow_fixed_bits(self) -> None:
         self._bits = int(self.fixed_bits)
-        self.log_step.requires_grad_(not self._bits)
+        self.log_levels.requires_grad_(not self._bits)
         if self._bits:
-            self.log_step.grad = None  # else an optimizer would go on moving it
+            self.log_levels.grad = None  # else an optimizer would go on moving it
 
     def extra_repr(self) -> str:
         bits = f"bits={self._bits}" if self._bits else f"bits={self.min_bits}..{self.max_bits}"
@@ -204,48 +218,40 @@ class Quantizers:
         """
         if not self._quantizers:
             return torch.zeros(0)
-        log_step = self._joined("log_step")
-        sign_bit, power_of_two = self._symmetric.to(log_step.device), self._power_of_two.to(log_step.device)
-        bits = functional.continuous_bits(log_step.exp(), *self._mapping(), signed=False) + sign_bit
+        bits = functional.bits_of(self._joined("log_levels").exp(), self._symmetric)
         if self._power_of_two.any():
             limits = self._min_bits.to(bits.device), self._max_bits.to(bits.device)
             restricted = functional.nearest_power_of_two(bits.detach(), *limits)
-            bits = torch.where(power_of_two, straight_through(restricted, bits), bits)
+            bits = torch.where(self._power_of_two.to(bits.device), straight_through(restricted, bits), bits)
         fixed = torch.tensor([float(q.bits or 0) for q in self._quantizers], device=bits.device)
         return torch.where(fixed > 0, fixed, bits)
 
     @torch.no_grad()
     def project_(self) -> None:
-        """Move ranges, exponents and steps into their limits.
-
-        The step moves last, such that min_bits <= bits <= max_bits for the range and the exponent there are.
-        """
+        """Move ranges, exponents and levels into their limits."""
         if not self._quantizers:
             return
+        log_levels = self._joined("log_levels")
+        least_levels, most_levels = (
+            unsigned_levels(bits - self._symmetric).log().to(log_levels.device)
+            for bits in (self._min_bits, self._max_bits)
+        )
+        log_levels = log_levels.maximum(least_levels).minimum(most_levels)
+        self._write("log_levels", log_levels, where=[q.bits is None for q in self._quantizers])
+        levels = unsigned_levels(self.continuous_bits() - self._symmetric.to(log_levels.device))
+        log_unit = functional.normal_range(levels).log()
         # twice q_s keeps the mapped range well away from zero
         least = (2 * self._joined("small_value")).clamp_min(MIN_RANGE).log()
         greatest = self._max_log_range.to(least.device)
-        self._write("log_range", torch.maximum(self._joined("log_range"), least).minimum(greatest))
+        self._write("log_scale", self._joined("log_scale").maximum(least - log_unit).minimum(greatest - log_unit))
         limits = math.log(functional.MIN_EXPONENT), math.log(functional.MAX_EXPONENT)
         self._write("log_exponent", self._joined("log_exponent").clamp(*limits))
         self._write("low_share", self._joined("low_share").clamp(0, 1))
-        log_mapped = functional.mapped_range(*self._mapping()).log()
-        sign_bit = self._symmetric.to(log_mapped.device)
-        finest, coarsest = (
-            log_mapped - (torch.exp2(bits.to(log_mapped.device) - sign_bit) - 1).log()
-            for bits in (self._max_bits, self._min_bits)
-        )
-        log_step = torch.minimum(torch.maximum(self._joined("log_step"), finest), coarsest)
-        self._write("log_step", log_step, where=[q.bits is None for q in self._quantizers])
-
-    def _mapping(self) -> tuple[Tensor, Tensor, Tensor]:
-        """``q_m``, ``t`` and ``q_s``."""
-        return self._joined("log_range").exp(), self._joined("log_exponent").exp(), self._joined("small_value")
 
     def _joined(self, name: str) -> Tensor:
-        """In float32 at least: a step rounded to half precision would not fit its range."""
+        """In float32 at least, as `exp_scalar`."""
         values = [getattr(quantizer, name) for quantizer in self._quantizers]
-        absent = torch.zeros_like(self._quantizers[0].log_range, requires_grad=False)
+        absent = torch.zeros_like(self._quantizers[0].log_scale, requires_grad=False)
         joined = torch.stack([absent if value is None else value for value in values])
         return joined.to(torch.promote_types(joined.dtype, torch.float32))
 

@@ -30,6 +30,7 @@ def test_appendix_b3(
     pruning, quantization = settings["pruning"], settings["quantization"]
     assert (pruning["gamma"], quantization["beta"]) == (gamma, beta)
     assert (pruning["lr_multiplier"], quantization["lr_multiplier"]) == (pruning_lr, quantization_lr)
+    assert quantization["range_lr_multiplier"] == quantization_lr
     assert quantization["weights"]["initial_bits"] == weight_bits
     assert (quantization["activations"]["initial_bits"], quantization["activations"]["input_bits"]) == (8, 8)
     assert pruning["threshold"] == 1e-3

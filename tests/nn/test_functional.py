@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from djpq_nncf.nn import continuous_bits, nearest_power_of_two, step_for_bits
-from djpq_nncf.nn._functional import SLOPE_FLOOR
+from djpq_nncf.nn import bits_of, nearest_power_of_two, normal_range, unsigned_levels
+from djpq_nncf.nn._functional import SLOPE_FLOOR, mapped_range
 from tests.nn import reference
 from tests.nn.helpers import learned_quantize
 
@@ -19,6 +19,14 @@ STEP, RANGE, SMALL = 0.07, 0.9, 0.05
 
 def _scalar(value: float, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.tensor(value, dtype=dtype, requires_grad=True)
+
+
+def continuous_bits(d: Tensor, q_m: Tensor, t: Tensor | None, q_s: float = 0.0, signed: bool = True) -> Tensor:
+    return bits_of(mapped_range(q_m, t, q_s) / d, signed)
+
+
+def step_for_bits(bits: Tensor, q_m: Tensor, t: Tensor | None, q_s: float = 0.0, signed: bool = True) -> Tensor:
+    return mapped_range(q_m, t, q_s) / unsigned_levels(bits - int(signed))
 
 
 def _values(q_m: float, q_s: float) -> np.ndarray:
@@ -183,6 +191,20 @@ def test_step_for_bits_inverts_continuous_bits(signed: bool, t: float | None, bi
     assert continuous_bits(step, _scalar(RANGE), exponent, SMALL, signed).item() == pytest.approx(bits)
     as_tensor = step_for_bits(torch.tensor(float(bits)), _scalar(RANGE), exponent, SMALL, signed)
     assert as_tensor.item() == pytest.approx(step.item())
+
+
+@pytest.mark.parametrize(("bits", "tolerance"), [(2, 0.04), (3, 0.04), (4, 0.04), (5, 0.04), (6, 0.04), (8, 0.08)])
+def test_normal_range_has_the_least_squared_error(bits: int, tolerance: float) -> None:
+    levels = 2 ** (bits - 1) - 1
+    x = np.linspace(-8, 8, 100_001)
+    density = np.exp(-(x**2) / 2)
+
+    def error(largest: float) -> float:
+        step = largest / levels
+        return float((density * (x - np.clip(np.round(x / step), -levels, levels) * step) ** 2).sum())
+
+    best = min(np.linspace(1, 5, 401), key=error)
+    assert normal_range(torch.tensor(levels)).item() == pytest.approx(best, rel=tolerance)
 
 
 @pytest.mark.parametrize(

@@ -55,13 +55,14 @@ def test_log_domain_gradients_follow_the_chain_rule(kind: str) -> None:
     quantizer(x).square().sum().backward()
 
     scalars = {
-        "log_step": quantizer.step().detach().requires_grad_(),
-        "log_range": quantizer.range().detach().requires_grad_(),
+        "log_levels": quantizer.levels().detach().requires_grad_(),
+        "log_scale": quantizer.log_scale.detach().exp().requires_grad_(),
     }
     exponent = quantizer.exponent()
     if exponent is not None:
         scalars["log_exponent"] = exponent.detach().requires_grad_()
-    step, largest = scalars["log_step"], scalars["log_range"]
+    largest = scalars["log_scale"] * (1.2 + 0.62 * scalars["log_levels"].log())
+    step = (largest - quantizer.threshold()) ** scalars.get("log_exponent", 1.0) / scalars["log_levels"]
     if kind == "symmetric":
         result = quantize_activation(x, step, -largest - step, largest)
     else:
@@ -93,11 +94,12 @@ def test_gradients_of_an_asymmetric_grid(bits: int | None) -> None:
     position = x.detach().clamp(low, high) / quantizer.step().detach()
     of_step = (upstream * (position.round() - position)).sum()
     of_range = 1.5 * ((1 - LOW_SHARE) * upstream[above].sum() - LOW_SHARE * upstream[below].sum())
+    # A step is the range divided by the levels; the range is proportional to the scale, and grows with the levels.
+    step = 1.5 / 31
+    torch.testing.assert_close(quantizer.log_scale.grad, of_range + of_step * step)
     if bits is None:
-        torch.testing.assert_close(quantizer.log_step.grad, of_step * quantizer.step().detach())
-    else:
-        of_range += of_step * 1.5 / (2**bits - 1)
-    torch.testing.assert_close(quantizer.log_range.grad, of_range)
+        growth = 0.62 / (1.2 + 0.62 * math.log(31))
+        torch.testing.assert_close(quantizer.log_levels.grad, of_range * growth + of_step * step * (growth - 1))
 
 
 @pytest.mark.parametrize(("share", "codes"), [(0.0, (0, 15)), (1.0, (-14, 1)), (0.5, (-8, 7)), (0.1, (-2, 13))])
@@ -127,7 +129,7 @@ def test_share_below_zero_stays_a_share() -> None:
 
 def test_project_keeps_bits_range_and_exponent_within_limits(kind: str) -> None:
     for shift in (-60.0, -20.0, -3.0, 3.0, 20.0, 60.0):
-        for moved in ("log_step", "log_range", "log_exponent"):
+        for moved in ("log_levels", "log_scale", "log_exponent"):
             quantizer = make_quantizer(kind)
             quantizer.initialize_(1.0, 6)
             parameter = dict(quantizer.named_parameters()).get(moved)
@@ -185,7 +187,7 @@ def test_fixed_grid_fits_its_bits(kind: str, exponent: float, bits: int) -> None
 @pytest.mark.parametrize("bits", [8, 12, 16])
 def test_frozen_agrees_bit_for_bit_at_every_level(kind: str, bits: int, q_m: float) -> None:
     quantizer = make_quantizer(kind)
-    quantizer.initialize_(q_m, 8)
+    quantizer.initialize_(q_m, bits)
     quantizer.fix_bits(bits)
     x = torch.linspace(-1.2 * q_m, 1.2 * q_m, 3 * 2**bits + 1)
     quantized = quantizer.quantized(x)
@@ -213,19 +215,55 @@ def test_codes_stay_within_levels_where_float32_rounds_beyond(kind: str) -> None
         assert lowest <= codes.min() and codes.max() <= highest
 
 
+@pytest.mark.parametrize("power_of_two", [False, True], ids=["any_bits", "power_of_two"])
+def test_range_follows_the_bits(kind: str, power_of_two: bool) -> None:
+    """As the best range of normally distributed values does."""
+    ranges = []
+    for bits in (2, 4, 8):
+        quantizer = make_quantizer(kind, power_of_two=power_of_two)
+        quantizer.initialize_(1.0, 8)
+        with torch.no_grad():
+            quantizer.log_levels.fill_(math.log(2.0 ** (bits - quantizer.symmetric) - 1))
+        ranges.append(quantizer.range().item())
+        quantizer.fix_bits(bits)
+        assert quantizer.range().item() == pytest.approx(ranges[-1])
+    levels = [2.0 ** (bits - quantizer.symmetric) - 1 for bits in (2, 4, 8)]
+    best = [1.2 + 0.62 * math.log(level) for level in levels]
+    assert ranges == pytest.approx([value / best[-1] for value in best])
+
+
+def test_limit_of_the_range(kind: str) -> None:
+    quantizer = make_quantizer(kind)
+    quantizer.initialize_(1.0, 4)
+    quantizer.limit_range_(torch.tensor(2.0))
+    assert quantizer.range().item() == pytest.approx(1.0)
+    quantizer.limit_range_(torch.tensor(0.3))
+    assert quantizer.range().item() == pytest.approx(0.3)
+    quantizer.fix_bits(2)
+    quantizer.limit_range_(torch.tensor(0.01))
+    assert quantizer.range().item() == pytest.approx(0.01)
+
+
+def test_a_range_that_follows_stays_within_its_bound() -> None:
+    quantizer = ActivationQuantizer("unsigned", rectifies=6.0)
+    quantizer.initialize_(6.0, 4)
+    quantizer.fix_bits(8)
+    assert quantizer.range().item() == pytest.approx(6.0)
+
+
 def test_fixed_bits_leave_range_and_exponent_trainable(kind: str) -> None:
     quantizer = make_quantizer(kind)
     quantizer.initialize_(1.0, 6)
     quantizer(_values()).sum().backward()
     quantizer.fix_bits(4)
     assert quantizer.bits == 4
-    assert quantizer.log_step.grad is None
+    assert quantizer.log_levels.grad is None
     quantizer.zero_grad()
     quantizer(_values()).square().sum().backward()
     for name, parameter in quantizer.named_parameters():
-        assert (parameter.grad is not None) == (name != "log_step"), name
+        assert (parameter.grad is not None) == (name != "log_levels"), name
     with torch.no_grad():
-        quantizer.log_range.add_(0.5)
+        quantizer.log_scale.add_(0.5)
     quantizer.project_()
     assert quantizer.grid_codes(_values(100)).max() == quantizer.codes()[1]
 
@@ -262,10 +300,10 @@ def test_algorithm_2(kind: str, bits: float) -> None:
     assert quantizer.continuous_bits().item() == expected
     assert quantizer.range().item() == pytest.approx(0.9)
 
-    # Forward only: the step's gradient arrives at the learned step, and bits have the continuous gradient.
+    # Forward only: the gradient arrives at the learned levels, and bits have the continuous gradient.
     unrestricted = make_quantizer(kind)
     unrestricted.load_state_dict(quantizer.state_dict())
-    for result in ("step", "continuous_bits"):
+    for result in ("levels", "continuous_bits"):
         gradients = [
             torch.autograd.grad(getattr(q, result)(), list(q.parameters()), allow_unused=True)
             for q in (quantizer, unrestricted)
@@ -286,7 +324,7 @@ def test_power_of_two_respects_limits() -> None:
     quantizer = ActivationQuantizer("unsigned", min_bits=3, max_bits=8, power_of_two=True)
     quantizer.initialize_(1.0, 3)
     with torch.no_grad():
-        quantizer.log_step.add_(10)
+        quantizer.log_levels.sub_(10)
     assert quantizer.continuous_bits().item() == 4
 
 
@@ -312,7 +350,7 @@ def test_fixed_state_survives_copies_and_checkpoints(kind: str) -> None:
     resumed.load_state_dict(quantizer.state_dict())
     for other in (copy.deepcopy(quantizer), resumed):
         assert other.bits == 5
-        assert not other.log_step.requires_grad
+        assert not other.log_levels.requires_grad
         assert torch.equal(other(x), expected)
 
 
@@ -321,7 +359,7 @@ def test_learned_state_loads_into_a_fixed_quantizer(kind: str) -> None:
     quantizer.fix_bits(4)
     quantizer.load_state_dict(make_quantizer(kind).state_dict())
     assert quantizer.bits is None
-    assert quantizer.log_step.requires_grad
+    assert quantizer.log_levels.requires_grad
 
 
 @pytest.mark.parametrize("fixed", [False, True], ids=["learned", "fixed"])

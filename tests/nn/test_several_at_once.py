@@ -82,8 +82,8 @@ def test_bits(power_of_two: bool) -> None:
     torch.testing.assert_close(bits, torch.stack([quantizer.continuous_bits() for quantizer in ours]))
     assert bits[3] == 5
     bits.sum().backward()
-    assert all(quantizer.log_step.grad for quantizer in ours[:3])
-    assert not ours[3].log_step.grad
+    assert all(quantizer.log_levels.grad for quantizer in ours[:3])
+    assert not ours[3].log_levels.grad
 
 
 @pytest.mark.parametrize("power_of_two", [False, True])
@@ -91,9 +91,9 @@ def test_limits(power_of_two: bool) -> None:
     ours, alone = quantizers(power_of_two=power_of_two), quantizers(power_of_two=power_of_two)
     with torch.no_grad():
         for each in (ours, alone):
-            for quantizer, log_step in zip(each, (-40.0, 5.0, -20.0, -20.0, -20.0), strict=True):
-                quantizer.log_step.fill_(log_step)
-            each[0].log_range.fill_(-30.0)
+            for quantizer, log_levels in zip(each, (40.0, -5.0, 20.0, 20.0, 20.0), strict=True):
+                quantizer.log_levels.fill_(log_levels)
+            each[0].log_scale.fill_(-30.0)
             assert each[0].log_exponent is not None
             each[0].log_exponent.fill_(3.0)
     Quantizers(ours).project_()
@@ -101,6 +101,6 @@ def test_limits(power_of_two: bool) -> None:
         other.project_()
         for (name, value), expected in zip(one.named_parameters(), other.parameters(), strict=True):
             torch.testing.assert_close(value, expected, msg=lambda text, name=name: f"{name}: {text}")
-    assert ours[3].log_step == -20  # fixed bits: the step follows from the range
+    assert ours[3].log_levels == 20  # fixed bits: nothing depends on it
     widths = [float(q.continuous_bits().detach()) for q in ours]
     assert widths == pytest.approx([8, 4, 16, 5, 4 if power_of_two else 7], abs=1e-3)

@@ -21,6 +21,7 @@ from djpq_nncf.algorithms.djpq._freezing import TOLERANCE, Decision, choices_of
 from djpq_nncf.algorithms.djpq._groups import PrunableGroup
 from djpq_nncf.algorithms.djpq._network import CompressedNetwork
 from djpq_nncf.algorithms.djpq._objective import Objective
+from djpq_nncf.algorithms.djpq._parameter_groups import parameter_groups
 from djpq_nncf.algorithms.djpq._reconstruction import reconstruct_layers
 from djpq_nncf.algorithms.djpq._scheduler import DJPQScheduler, StrengthController
 from djpq_nncf.algorithms.djpq._settings import DJPQSettings
@@ -30,7 +31,7 @@ from djpq_nncf.export import export_model, note_layers, round_biases
 from djpq_nncf.nn import Gates, LearnedQuantizer
 from djpq_nncf.passes import kept_channels, remove
 
-STATE_VERSION = 3
+STATE_VERSION = 4
 
 
 class DJPQController(CompressionController):
@@ -58,7 +59,7 @@ class DJPQController(CompressionController):
         *,
         seed: int,
         data: Iterable[Any] | None,
-        batch: int = 1,
+        batch: int,
     ) -> None:
         super().__init__()
         self.model = network.model
@@ -106,34 +107,13 @@ class DJPQController(CompressionController):
         )
 
     def param_groups(self, lr: float, **options: Any) -> list[dict[str, Any]]:
-        """Parameter groups "weights", "gates" (where they are learned) and "quantizers" for an optimizer.
+        """Parameter groups "weights", "gates" (where they are learned), "bit_widths" and "ranges" for an optimizer.
 
         Args:
             lr: learning rate of the weights; the others have it times their multipliers.
             options: further entries for every group, such as ``weight_decay``, which only the weights get.
         """
-        inserted = self._network.inserted_parameters()
-        chosen = {id(parameter) for parameters in inserted.values() for parameter in parameters}
-        overall = self._settings.compression_lr_multiplier
-        rates = {
-            "gates": lr * overall * self._settings.pruning.lr_multiplier,
-            "quantizers": lr * overall * self._settings.quantization.lr_multiplier,
-        }
-        weights = [parameter for parameter in self.model.parameters() if id(parameter) not in chosen]
-        groups = [{"name": "weights", "params": weights, "lr": lr, **options}]
-        if self._fisher is not None:
-            del inserted["gates"]  # masks, closed by the criterion
-        for name, parameters in inserted.items():
-            if parameters:
-                entry = {
-                    "name": name,
-                    "params": parameters,
-                    **options,
-                    "lr": rates[name],
-                    "weight_decay": 0.0,
-                }
-                groups.append(entry)
-        return groups
+        return parameter_groups(self._network, self._settings, lr, options)
 
     def freeze(self, *, weights_trained: bool | None = None) -> None:
         """Decide channels and integer bits, within the target; end the noise; re-estimate BatchNorm statistics.
@@ -261,8 +241,8 @@ class DJPQController(CompressionController):
     def distributed(self) -> None:
         """Nothing to prepare: the gates' noise depends on the seed and the step, so all processes draw the same.
 
-        Wrap the model with ``DistributedDataParallel(model, find_unused_parameters=True)``: gates and step sizes stop
-        learning at the freeze.
+        Wrap the model with ``DistributedDataParallel(model, find_unused_parameters=True)``: gates and bit-widths
+        stop learning at the freeze.
         """
 
     def strip(self) -> GraphModule:
@@ -306,14 +286,16 @@ class DJPQController(CompressionController):
         progress, steps = self.scheduler.progress, self.scheduler.joint_steps
         if self._strength is not None and self._latest_use is not None:
             self._strength.update(float(self._latest_use), progress, steps)
-        if self._fisher is None:
-            self._gates.project_()
-            self._draw_noise()
-        elif self._strength is not None:
+        if self._fisher is not None and self._strength is not None:
             self._fisher.step(self._strength.strength, progress, steps)
+            return
+        self._gates.project_()
+        self._draw_noise()
 
     def _draw_noise(self) -> None:
         """Noise that depends on the seed and the step alone: the same in every process and after a resumption."""
+        if self._fisher is not None:
+            return
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self.scheduler.global_step)
         self._gates.sample_(generator)
 

@@ -7,7 +7,6 @@ from math import prod
 
 import numpy as np
 import torch
-from torch import nn
 from torch.fx import GraphModule, Node
 
 from djpq_nncf.algorithms.djpq._bits import BitWidths
@@ -55,14 +54,6 @@ class CompressedNetwork:
             self.embeddings,
         )
 
-    def inserted_parameters(self) -> dict[str, list[nn.Parameter]]:
-        """Parameters of gates and of quantizers."""
-        quantizers = [*self.weight_quantizers.values(), *self.activation_quantizers.values()]
-        return {
-            "gates": [p for gate in self.gates.values() for p in gate.parameters()],
-            "quantizers": [p for quantizer in quantizers for p in quantizer.parameters()],
-        }
-
     @torch.no_grad()
     def fold_gates(self) -> None:
         """Move the gates' means into the weights they act on; what stays of a gate is its mask."""
@@ -76,9 +67,7 @@ class CompressedNetwork:
         """No weight range exceeds the largest weight: levels that nothing uses are wasted."""
         keep = kept_channels(self.analysis, self.gates)
         for name, quantizer in self.weight_quantizers.items():
-            largest = self.gated_weight(name, keep).abs().max().clamp_min(1e-8).log()
-            quantizer.log_range.copy_(torch.minimum(quantizer.log_range, largest))
-            quantizer.project_()
+            quantizer.limit_range_(self.gated_weight(name, keep).abs().max().clamp_min(1e-8))
 
     @torch.no_grad()
     def gated_weight(self, name: str, keep: np.ndarray | None = None) -> torch.Tensor:

@@ -95,6 +95,7 @@ class QuantizationSettings:
     power_of_two: bool
     overflow_fix: OverflowFix
     lr_multiplier: float
+    range_lr_multiplier: float
     ignored_scopes: ScopeSettings
     target_scopes: ScopeSettings | None
     weights: WeightSettings

@@ -155,28 +155,35 @@ def test_parameter_groups() -> None:
         NETWORKS["plain"](),
         compression_lr_multiplier=0.5,
         pruning={"criterion": "information_bottleneck", "lr_multiplier": 20.0},
-        quantization={"lr_multiplier": 3.0},
+        quantization={"lr_multiplier": 6.0, "range_lr_multiplier": 2.0},
     )
     groups = controller.param_groups(lr=0.01, weight_decay=1e-4, momentum=0.9)
-    assert [group["name"] for group in groups] == ["weights", "gates", "quantizers"]
-    assert [group["lr"] for group in groups] == pytest.approx([0.01, 0.1, 0.015])
-    assert [group["weight_decay"] for group in groups] == [1e-4, 0, 0]
+    assert [group["name"] for group in groups] == ["weights", "gates", "bit_widths", "ranges"]
+    assert [group["lr"] for group in groups] == pytest.approx([0.01, 0.1, 0.03, 0.01])
+    assert [group["weight_decay"] for group in groups] == [1e-4, 0, 0, 0]
     assert {group["momentum"] for group in groups} == {0.9}
     assert sorted(id(p) for group in groups for p in group["params"]) == sorted(id(p) for p in compressed.parameters())
     names = {id(parameter): name for name, parameter in compressed.named_parameters()}
     prefixes = [{names[id(p)].startswith("compression.") for p in group["params"]} for group in groups]
-    assert prefixes == [{False}, {True}, {True}]
+    assert prefixes == [{False}, {True}, {True}, {True}]
     assert all(".gates." in names[id(p)] for p in groups[1]["params"])
-    assert all("_quantizers." in names[id(p)] for p in groups[2]["params"])
+    assert all("_quantizers." in names[id(p)] and "log_levels" in names[id(p)] for p in groups[2]["params"])
+    assert all("_quantizers." in names[id(p)] and "log_levels" not in names[id(p)] for p in groups[3]["params"])
     torch.optim.SGD(groups)
 
 
-@pytest.mark.parametrize(("half", "kind"), [(PRUNING_ONLY, "gates"), (QUANTIZATION_ONLY, "quantizers")])
-def test_parameter_groups_of_one_half(half: dict[str, Any], kind: str) -> None:
+@pytest.mark.parametrize(
+    ("half", "learned", "kinds"),
+    [
+        (PRUNING_ONLY, [], (WeightQuantizer, ActivationQuantizer)),  # masks are not learned
+        (QUANTIZATION_ONLY, ["bit_widths", "ranges"], (Gate, GatedWeight)),
+    ],
+)
+def test_parameter_groups_of_one_half(
+    half: dict[str, Any], learned: list[str], kinds: tuple[type[nn.Module], ...]
+) -> None:
     controller, compressed = compress(NETWORKS["plain"](), **half, target={"bops_ratio": 0.06})
-    groups = [group["name"] for group in controller.param_groups(lr=0.1)]
-    assert groups == (["weights", kind] if kind == "quantizers" else ["weights"]), "masks are not learned"
-    kinds = (Gate, GatedWeight) if kind == "quantizers" else (WeightQuantizer, ActivationQuantizer)
+    assert [group["name"] for group in controller.param_groups(lr=0.1)] == ["weights", *learned]
     assert not [module for module in compressed.modules() if isinstance(module, kinds)]
 
 
@@ -406,7 +413,7 @@ def test_unused_weight_range_is_given_up_at_the_freeze() -> None:
     controller, _ = compress(NETWORKS["plain"](), quantization={"weights": {"bits": 6}, "activations": {"bits": 6}})
     quantizer = controller._network.weight_quantizers["conv2.weight"]
     with torch.no_grad():
-        quantizer.log_range.add_(2.0)
+        quantizer.log_scale.add_(2.0)
     controller.freeze()
     largest = controller._network.gated_weight("conv2.weight").abs().max()
     torch.testing.assert_close(quantizer.range().detach(), largest)
@@ -528,7 +535,7 @@ def test_unreachable_target(djpq: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["conv2.weight", "compression.gates.conv1.mu", "compression.weight_quantizers.fc1_weight.log_range"]
+    "name", ["conv2.weight", "compression.gates.conv1.mu", "compression.weight_quantizers.fc1_weight.log_scale"]
 )
 def test_diverged_training(name: str) -> None:
     controller, compressed = compress(NETWORKS["plain"]())

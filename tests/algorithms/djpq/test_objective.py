@@ -11,6 +11,7 @@ from torch import Tensor
 
 from djpq_nncf.algorithms import create_compressed_model
 from djpq_nncf.algorithms.djpq import DJPQController
+from djpq_nncf.nn import WeightQuantizer
 from tests.helpers import NETWORKS, images
 
 GAMMA, BETA, THRESHOLD, TEMPERATURE = 2e-3, 3e-7, 1e-3, 0.7
@@ -40,8 +41,8 @@ def spread(controller: DJPQController, seed: int = 0) -> None:
                 parameter.normal_(0, 3, generator=generator)
             elif name.endswith(".mu"):
                 parameter.uniform_(-1.5, 1.5, generator=generator)
-            elif "log_step" in name:
-                parameter.add_(torch.rand((), generator=generator))
+            elif "log_levels" in name:
+                parameter.sub_(torch.rand((), generator=generator))
 
 
 def expected_loss(controller: DJPQController, gamma: float, beta: float) -> float:
@@ -64,11 +65,7 @@ def expected_loss(controller: DJPQController, gamma: float, beta: float) -> floa
         prefix = f"compression.{kind}_quantizers.{name}."
         if int(state[f"{prefix}fixed_bits"]):
             return int(state[f"{prefix}fixed_bits"])
-        d, q_m = state[f"{prefix}log_step"].exp(), state[f"{prefix}log_range"].exp()
-        q_s = state.get(f"{prefix}small_value", torch.zeros(()))
-        t = state[f"{prefix}log_exponent"].exp() if f"{prefix}log_exponent" in state else 1.0
-        levels = (q_m - q_s) ** t / d + 1
-        return float(torch.log2(levels)) + signed
+        return float(torch.log2(state[f"{prefix}log_levels"].exp() + 1)) + signed
 
     layers = {  # rows, columns, MACs, activation quantizer, signed
         "stem": ("stem", None, 4 * 3 * 9 * 64, "x"),
@@ -129,12 +126,12 @@ def test_gradients_reach_gates_and_quantizers(djpq: dict[str, Any]) -> None:
     }
     serves = {name for names in controller._network.placement.inputs_of.values() for name in names}
     unread = [name for name in controller._network.activation_quantizers if name not in serves]
-    expected = {
-        f"compression.activation_quantizers.{name}.{part}" for name in unread for part in ("log_step", "log_range")
-    }
-    # the range of the input, whose bits are fixed
-    expected |= {"compression.activation_quantizers.x.log_range"}
-    assert without == expected
+    # bits cost, ranges do not
+    expected = {f"compression.activation_quantizers.{name}.log_levels" for name in unread}
+    assert {name for name in without if not name.endswith("log_scale")} == expected
+    quantizers = [f"compression.activation_quantizers.{name}" for name in controller._network.activation_quantizers]
+    quantizers += [name for name, module in controller.model.named_modules() if isinstance(module, WeightQuantizer)]
+    assert without - expected == {f"{name}.log_scale" for name in quantizers}
     assert all(p.grad is None for n, p in controller.model.named_parameters() if not n.startswith("compression"))
 
 

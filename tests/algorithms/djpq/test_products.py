@@ -36,9 +36,9 @@ def test_bops_of_a_product_depend_on_both_factors() -> None:
     weights, inputs, _ = bits.soft()
     for name, others in ((first, weights), (second, inputs)):
         quantizer = network.activation_quantizers[name]
-        gradient = torch.autograd.grad(quantizer.continuous_bits(), quantizer.log_step, retain_graph=True)[0]
-        assert quantizer.log_step.grad is not None
-        torch.testing.assert_close(quantizer.log_step.grad, product.macs * others[row].detach() * gradient)
+        gradient = torch.autograd.grad(quantizer.continuous_bits(), quantizer.log_levels, retain_graph=True)[0]
+        assert quantizer.log_levels.grad is not None
+        torch.testing.assert_close(quantizer.log_levels.grad, product.macs * others[row].detach() * gradient)
 
 
 def test_exact_bops_are_macs_times_the_bits_of_both_factors() -> None:
