@@ -23,7 +23,7 @@ _POWERS_OF_TWO = (2, 4, 8)
 _SPARED = 4
 _BLOCK = 8
 _TRIED = 64
-_PAIRS = 2000
+_WALKS = 10_000
 
 
 def block_of(role: Role, size: int, round_to: int | None) -> int:
@@ -206,10 +206,21 @@ class Decision:
                 reopened = self._close_until(everything, bits, spare=spare)
                 trials.append((reopened, self._choose_bits(reopened)))
             trials += [(self._reopen(*trial), trial[1]) for trial in trials]
-        if not merit(best())[0]:  # out of order, so only what is enough
-            pairs = (pair for first in self._steps(*best()) for pair in self._steps(*first))
-            trials += (pair for pair in itertools.islice(pairs, _PAIRS) if 1 - TOLERANCE <= self._use(*pair) <= 1)
+        for count in (2, 3):
+            if merit(best())[0]:
+                break
+            walks = itertools.islice(self._walks(*best(), count), _WALKS)
+            # Out of the order of alpha, so only what is enough.
+            trials += (trial for trial in walks if 1 - TOLERANCE <= self._use(*trial) <= 1)
         return best()
+
+    def _walks(self, keep: np.ndarray, bits: Integers, count: int) -> Iterator[tuple[np.ndarray, Integers]]:
+        """So many steps, in every combination."""
+        if not count:
+            yield keep, bits
+            return
+        for step in self._steps(keep, bits):
+            yield from self._walks(*step, count - 1)
 
     def _steps(self, keep: np.ndarray, bits: Integers) -> Iterator[tuple[np.ndarray, Integers]]:
         """One width to the next, or one block of channels opened or closed."""

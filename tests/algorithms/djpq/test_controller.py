@@ -262,7 +262,7 @@ SMALL = {
     "joint 0.01": (0.01, {}),
     "quantization 0.03": (0.03, QUANTIZATION_ONLY),
     "power of two 0.02": (0.02, {"quantization": {"power_of_two": True}}),
-    "learned exponents 0.02": (0.02, {"quantization": {"weights": {"learn_exponent": True}}}),
+    "learned exponents 0.02": (0.02, {"quantization": {"weights": {"learn_exponent": True}, "range_lr_multiplier": 5}}),
 }
 
 
