@@ -18,7 +18,9 @@ from unittest import mock
 
 import numpy as np
 import torch
-from image_classification import DATA, EPOCHS, NETWORKS, pretrained
+from image_classification import EPOCHS, pretrained
+from image_data import DATA
+from image_networks import NETWORKS
 from performance_page import markdown_table
 from studies import DISTILLATION, Study, costs, fine_tune, scores, spread
 
@@ -116,10 +118,10 @@ def measure(data: str, network: str, fewer: int, choice: str, seed: int) -> dict
     djpq = {"target": {"bops_ratio": 1 / fewer}, "schedule": schedule, **options}
     with patched(**constants):
         if teacher is None:
-            ctrl = fine_tune(original, data, seed, djpq)
+            ctrl = fine_tune(original, network, data, seed, djpq)
         else:
             ctrl = fine_tune(
-                original, data, seed, djpq, teacher=original, distillation=replace(DISTILLATION, **teacher)
+                original, network, data, seed, djpq, teacher=original, distillation=replace(DISTILLATION, **teacher)
             )
     return {**scores(ctrl.model, network, data), **costs(ctrl.statistics().djpq)}
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from image_classification import Batches, load, pretrained, train
+from image_classification import RATES, pretrained, train
+from image_data import Batches, load
 from performance_page import markdown_table
 from studies import Study
 
@@ -77,7 +78,7 @@ def measure(network: str, data: str, settings: str) -> dict[str, Any]:
         ctrl, model = create_compressed_model(
             pretrained(network, data), {"target_device": device, "compression": entry}, init_data=batches
         )
-        train(model, batches, EPOCHS[data], ctrl)
+        train(model, batches, EPOCHS[data], RATES[network], ctrl)
     ratios = ctrl.statistics().djpq.ratios
     return {"got": {key: ratios[key] for key in djpq["target"]}}
 

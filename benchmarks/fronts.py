@@ -16,7 +16,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from image_classification import EPOCHS, accuracy, load, pretrained
+from image_classification import EPOCHS, accuracy, pretrained
+from image_data import load
 from performance_page import markdown_table
 from studies import Study, costs, fine_tune, scores, spread
 
@@ -36,8 +37,11 @@ LEARNED: dict[str, dict[str, Any]] = {
 }
 OUT_OF_REACH: dict[str, Any] = {"out_of_reach": True}
 """Result where even the least bit-widths use more than what is asked for."""
-DATA = ("fashion_mnist", "cifar10")
-NETWORKS = ("vgg7", "resnet20")
+NETWORKS = {
+    "fashion_mnist": ("vgg7", "resnet20", "vit"),
+    "cifar10": ("vgg7", "resnet20"),
+    "image_folder": ("efficientnet_lite0",),
+}
 
 
 def keys(data: str, network: str, seeds: int) -> list[tuple[str, str, str, int, int, int]]:
@@ -59,13 +63,13 @@ def measure(data: str, network: str, scheme: str, fewer: int, teacher: int, seed
     if scheme in UNIFORM:
         bits = {"bits": UNIFORM[scheme]}
         fixed = {"pruning": {"enabled": False}, "quantization": {"weights": bits, "activations": bits}}
-        ctrl = fine_tune(original, data, seed, fixed, teacher=tutor)
+        ctrl = fine_tune(original, network, data, seed, fixed, teacher=tutor)
     elif scheme in FIRST_STAGES:
         return _two_stages(data, network, FIRST_STAGES[scheme], 1 / fewer, teacher, seed)
     else:
         try:
             djpq = {"target": {"bops_ratio": 1 / fewer}, **LEARNED[scheme]}
-            ctrl = fine_tune(original, data, seed, djpq, teacher=tutor)
+            ctrl = fine_tune(original, network, data, seed, djpq, teacher=tutor)
         except ConfigError as error:
             return _out_of_reach(error)
     return {**scores(ctrl.model, network, data), **costs(ctrl.statistics().djpq)}
@@ -82,11 +86,11 @@ def _two_stages(data: str, network: str, share: float, ratio: float, teacher: in
     original, epochs = pretrained(network, data), EPOCHS[data]
     tutor, first = original if teacher else None, epochs // 2
     pruning = {"quantization": {"enabled": False}, "target": {"macs_ratio": share}}
-    pruned = fine_tune(original, data, seed, pruning, epochs=first, teacher=tutor)
+    pruned = fine_tune(original, network, data, seed, pruning, epochs=first, teacher=tutor)
     left = pruned.statistics().djpq.macs_ratio
     quantization = {"pruning": {"enabled": False}, "target": {"bops_ratio": ratio / left}}
     try:
-        ctrl = fine_tune(pruned.strip(), data, seed, quantization, epochs=epochs - first, teacher=tutor)
+        ctrl = fine_tune(pruned.strip(), network, data, seed, quantization, epochs=epochs - first, teacher=tutor)
     except ConfigError as error:
         return _out_of_reach(error)
     bops_ratio = ctrl.statistics().djpq.bops_ratio * left
@@ -178,24 +182,25 @@ def page() -> str:
     """docs/results.md from the runs that are finished."""
     sections = [
         _section(data, network, runs)
-        for data, network in itertools.product(DATA, NETWORKS)
+        for data, networks in NETWORKS.items()
+        for network in networks
         if (runs := _finished(data, network))
     ]
     return (
         "# Accuracy against bit operations\n\n"
-        "Written by `python benchmarks/fronts.py` from the runs of `benchmarks/fashion_mnist.py` and\n"
-        "`benchmarks/cifar10.py`. Points of test accuracy lost against the FP32 network that all start from, mean and\n"
+        "Written by `python benchmarks/fronts.py` from the runs of `benchmarks/fashion_mnist.py`, `cifar10.py` and\n"
+        "`image_folder.py`. Points of test accuracy lost against the FP32 network that all start from, mean and\n"
         "standard deviation over seeds. All schemes have the same epochs of fine-tuning\n"
-        f"({', '.join(f'{name}: {EPOCHS[name]}' for name in DATA)}), optimizer and learning rates; half of the epochs\n"
-        "of two stages are pruning, to the share of the MACs (0.9, 0.75 or 0.5) that is best by validation. MACs:\n"
-        f"what is left of them. On {STUDY.machines()}.\n\n" + "\n".join(sections)
+        f"({', '.join(f'{name}: {EPOCHS[name]}' for name in NETWORKS)}), optimizer and learning rates; half of the\n"
+        "epochs of two stages are pruning, to the share of the MACs (0.9, 0.75 or 0.5) that is best by validation.\n"
+        f"MACs: what is left of them. On {STUDY.machines()}.\n\n" + "\n".join(sections)
     )
 
 
 def main(data: str) -> None:
     """Run what is missing of one data set."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS[data], default=list(NETWORKS[data]))
     parser.add_argument("--fewer", nargs="+", type=int, choices=(0, *FEWER), default=[0, *FEWER])
     parser.add_argument("--schemes", nargs="+", default=[*UNIFORM, *LEARNED, *FIRST_STAGES])
     parser.add_argument("--teachers", nargs="+", type=int, choices=(0, 1), default=[0, 1])

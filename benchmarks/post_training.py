@@ -10,7 +10,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from image_classification import accuracy, load, pretrained
+from image_classification import accuracy, pretrained
+from image_data import load
 from performance_page import markdown_table
 from studies import Study
 

@@ -9,7 +9,8 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
-from image_classification import EPOCHS, Batches, accuracy, load, pretrained, train
+from image_classification import EPOCHS, RATES, accuracy, pretrained, train
+from image_data import Batches, load
 from performance_page import machine
 from torch import nn
 
@@ -76,26 +77,31 @@ def spread(values: Iterable[float], digits: int = 2, sign: str = "+") -> str:
 
 def fine_tune(
     model: nn.Module,
+    network: str,
     data: str,
     seed: int,
     djpq: Mapping[str, Any],
     *,
+    device: str = "ANY",
     epochs: int | None = None,
     teacher: nn.Module | None = None,
     distillation: DistillationSettings = DISTILLATION,
 ) -> Any:
     """The controller after a training of ``epochs`` (those of the data set) under these settings of djpq.
 
-    The teacher is given here and not by the config, since a second stage starts from a network that is pruned already.
+    ``model`` is the named network, or what a first stage left of it. The teacher is given here and not by the config,
+    since a second stage starts from a network that is pruned already.
     """
     epochs = epochs or EPOCHS[data]
     torch.manual_seed(seed)
     batches = Batches(load(data), seed)
     entry = {"algorithm": "djpq", "schedule": {"epochs": epochs}, **djpq}
-    ctrl, compressed = create_compressed_model(model, {"seed": seed, "compression": entry}, init_data=batches)
+    ctrl, compressed = create_compressed_model(
+        model, {"seed": seed, "target_device": device, "compression": entry}, init_data=batches
+    )
     if teacher is not None:
         ctrl.terms.append(Distillation(compressed, teacher, distillation))
-    train(compressed, batches, epochs, ctrl)
+    train(compressed, batches, epochs, RATES[network], ctrl)
     return ctrl
 
 
