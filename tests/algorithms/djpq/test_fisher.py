@@ -111,3 +111,52 @@ def test_before_the_freeze_only_closed_channels_count_as_gone() -> None:
 def test_it_needs_a_target() -> None:
     with pytest.raises(ConfigError, match="criterion"):
         compress(TwoLayers(), target={}, pruning={"criterion": "fisher", "gamma": 0.1})
+
+
+def joint_phase(controller: DJPQController, model: nn.Module, epochs: int) -> None:
+    optimizer = torch.optim.Adam(controller.param_groups(lr=1e-4))
+    for _ in range(epochs):
+        controller.scheduler.epoch_step()
+        for batch in data():
+            optimizer.zero_grad()
+            one_step(controller, model, batch)
+            optimizer.step()
+
+
+def test_nothing_goes_that_is_worth_more_than_it_costs() -> None:
+    controller, model = compress(TwoLayers(), schedule={"epochs": 13, "freeze_epoch": 12}, pruning={"threshold": 2e-5})
+    joint_phase(controller, model, 12)
+    (group,) = controller.groups.values()
+    assert set(range(WIDTH)) - set(group.open_channels) == {2}, "what is read by nothing is worth nothing"
+
+
+def test_no_more_goes_than_the_budget_asks_for() -> None:
+    controller, model = compress(TwoLayers(), schedule={"epochs": 13, "freeze_epoch": 12}, pruning={"threshold": 1e12})
+    joint_phase(controller, model, 12)
+    (group,) = controller.groups.values()
+    assert len(group.open_channels) == WIDTH // 2
+
+
+def test_what_it_closed_is_told_from_what_was_closed_by_hand() -> None:
+    controller, model = compress(TwoLayers(), schedule={"epochs": 13, "freeze_epoch": 12})
+    ((name, group),) = controller.groups.items()
+    group.close([5])
+    joint_phase(controller, model, 12)
+    gone = set(range(WIDTH)) - set(group.open_channels)
+    assert {2, 5} < gone
+    closed = controller.get_compression_state()["fisher"]["closed"][name]
+    assert set(closed) == gone - {5}
+    resumed, _ = compress(TwoLayers(), schedule={"epochs": 13, "freeze_epoch": 12})
+    resumed.load_state(controller.get_compression_state())
+    assert resumed.get_compression_state()["fisher"] == controller.get_compression_state()["fisher"]
+
+
+def test_a_channel_costs_more_where_fewer_are_left() -> None:
+    """All MACs of this network are of the one group."""
+    controller, _ = compress(TwoLayers())
+    (group,) = controller.groups.values()
+    for closed in ([], [0], [1, 3]):
+        if closed:
+            group.close(closed)
+        share = controller._objective.channel_shares(controller._settings.target)
+        assert share.tolist() == pytest.approx([1 / len(group.open_channels)])
