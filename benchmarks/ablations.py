@@ -12,6 +12,7 @@ import itertools
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -97,6 +98,8 @@ CHOICES: dict[str, dict[str, Any]] = {
     "blocks of 1 channel": {"pruning": {"round_to": 1}},
     "bits lowered by width alone": {"patched": {"choose_bits": nearest_lower}},
     "BatchNorm not re-estimated": {"initializer": {"batchnorm_adaptation": {"num_bn_adaptation_samples": 0}}},
+    "weights decay by 1e-4": {"training": {"weight_decay": 1e-4}},
+    "SGD with momentum": {"training": {"optimizer": partial(torch.optim.SGD, momentum=0.9), "lr": 0.03}},
     "with a teacher": {"teacher": {}},
     "with a teacher, T = 4": {"teacher": {"temperature": 4.0}},
     "with a teacher of weight 4": {"teacher": {"scale": 4.0}},
@@ -110,6 +113,7 @@ def measure(data: str, network: str, fewer: int, choice: str, seed: int) -> dict
     options = dict(CHOICES[choice])
     constants = options.pop("patched", {})
     teacher: dict[str, Any] | None = options.pop("teacher", None)
+    training: dict[str, Any] = options.pop("training", {})
     epochs = EPOCHS[data]
     schedule = {"epochs": epochs, **options.pop("schedule", {})}
     if "freeze_share" in options:
@@ -117,12 +121,12 @@ def measure(data: str, network: str, fewer: int, choice: str, seed: int) -> dict
     original = pretrained(network, data)
     djpq = {"target": {"bops_ratio": 1 / fewer}, "schedule": schedule, **options}
     with patched(**constants):
-        if teacher is None:
-            ctrl = fine_tune(original, network, data, seed, djpq)
-        else:
-            ctrl = fine_tune(
-                original, network, data, seed, djpq, teacher=original, distillation=replace(DISTILLATION, **teacher)
-            )
+        ctrl = fine_tune(
+            *(original, network, data, seed, djpq),
+            teacher=None if teacher is None else original,
+            distillation=replace(DISTILLATION, **(teacher or {})),
+            training=training,
+        )
     return {**scores(ctrl.model, network, data), **costs(ctrl.statistics().djpq)}
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the studies of accuracy share: FP32 checkpoints and the training loop."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +33,24 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     return 100 * hits / len(images)
 
 
-def train(model: nn.Module, batches: Batches, epochs: int, lr: float, ctrl: Any = None) -> None:
-    """Adam, learning rates that follow a cosine to zero, and the network compiled.
+def train(
+    model: nn.Module,
+    batches: Batches,
+    epochs: int,
+    lr: float,
+    ctrl: Any = None,
+    *,
+    optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
+    weight_decay: float = 0.0,
+) -> None:
+    """Adam (or another), learning rates that follow a cosine to zero, and the network compiled.
 
     Where statistics run on open channels alone, each channel that closes makes other shapes: compiling would not pay,
     as it would not in a short training.
     """
-    optimizer = torch.optim.Adam(ctrl.param_groups(lr=lr) if ctrl else model.parameters(), lr=lr)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * len(batches))
+    groups = ctrl.param_groups(lr=lr, weight_decay=weight_decay) if ctrl else model.parameters()
+    learner = optimizer(groups, lr=lr)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(learner, epochs * len(batches))
     reshaped = any(isinstance(module, OpenChannels) for module in model.modules())
     pays = epochs * len(batches) >= 500 and not reshaped
     compiled = torch.compile(model) if pays else model
@@ -53,9 +64,9 @@ def train(model: nn.Module, batches: Batches, epochs: int, lr: float, ctrl: Any 
             loss = F.cross_entropy(compiled(images), labels)
             if ctrl:
                 loss = loss + ctrl.loss()
-            optimizer.zero_grad()
+            learner.zero_grad()
             loss.backward()
-            optimizer.step()
+            learner.step()
             schedule.step()
 
 

@@ -86,11 +86,12 @@ def fine_tune(
     epochs: int | None = None,
     teacher: nn.Module | None = None,
     distillation: DistillationSettings = DISTILLATION,
+    training: Mapping[str, Any] | None = None,
 ) -> Any:
     """The controller after a training of ``epochs`` (those of the data set) under these settings of djpq.
 
     ``model`` is the named network, or what a first stage left of it. The teacher is given here and not by the config,
-    since a second stage starts from a network that is pruned already.
+    since a second stage starts from a network that is pruned already. ``training``: other arguments of `train`.
     """
     epochs = epochs or EPOCHS[data]
     torch.manual_seed(seed)
@@ -101,7 +102,7 @@ def fine_tune(
     )
     if teacher is not None:
         ctrl.terms.append(Distillation(compressed, teacher, distillation))
-    train(compressed, batches, epochs, RATES[network], ctrl)
+    train(compressed, batches, epochs, **{"lr": RATES[network], "ctrl": ctrl, **(training or {})})
     return ctrl
 
 
