@@ -64,6 +64,14 @@ class CompressionController(ABC):
         """What the compressed model costs now: typed fields, and ``to_str()``."""
 
     @abstractmethod
+    def scalars(self) -> dict[str, float]:
+        """What to watch during the training, by the names that logs and plots have.
+
+        Ratios are of the network as it is now, compressed / original: ``bops_ratio``, ``macs_ratio``, ``size_ratio``;
+        ``bops_ratio_asked`` and the like are what the config asks for.
+        """
+
+    @abstractmethod
     def param_groups(self, lr: float, **options: Any) -> list[dict[str, Any]]:
         """Parameter groups for an optimizer, with the learning rates that suit each kind of parameter."""
 

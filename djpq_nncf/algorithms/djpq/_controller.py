@@ -31,7 +31,7 @@ from djpq_nncf.export import export_model, note_layers, round_biases
 from djpq_nncf.nn import Gates, LearnedQuantizer
 from djpq_nncf.passes import kept_channels, remove
 
-STATE_VERSION = 4
+STATE_VERSION = 5
 
 
 class DJPQController(CompressionController):
@@ -105,6 +105,14 @@ class DJPQController(CompressionController):
         return NNCFStatistics(
             self._network.statistics(self._bits, None if self._frozen else self._settings.pruning.threshold)
         )
+
+    def scalars(self) -> dict[str, float]:
+        """Ratios now and asked for, and ``strength`` while a target sets it."""
+        values = dict(self.statistics().djpq.ratios)
+        values.update({f"{key}_asked": ratio for key, ratio in self._settings.target.given.items()})
+        if self._strength is not None and not self._frozen:
+            values["strength"] = self._strength.strength
+        return values
 
     def param_groups(self, lr: float, **options: Any) -> list[dict[str, Any]]:
         """Parameter groups "weights", "gates" (where they are learned), "bit_widths" and "ranges" for an optimizer.

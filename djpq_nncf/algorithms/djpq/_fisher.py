@@ -31,6 +31,8 @@ class FisherCriterion:
     sample's loss towards a factor on the channel (Theis et al. 2018, "Faster gaze prediction with dense networks and
     Fisher pruning"). What goes with it is a share ``w`` of the cost, and ``strength * w`` is what the learned
     bit-widths pay for the same saving, since the strength is the loss per logarithm of the cost at which they settle.
+    While it swings, the strength is its running mean or, if that is less, its present value: a peak does not count, and
+    nothing more goes where the budget needs no more pressure.
     A channel is closed where ``alpha = F / (2 * strength * w)`` is below the threshold, by default 1.
 
     A gate holds alpha as ``mu^2 / sigma^2``: its ``sigma^2`` is then, up to a factor, the noise at which the
@@ -72,6 +74,7 @@ class FisherCriterion:
         self._latest: dict[str, Tensor] = {}
         self._memory = 0.0
         self._weight = 0.0
+        self._mean_strength = 0.0
         self._strength = 0.0
         self._since_update = 0
 
@@ -85,9 +88,10 @@ class FisherCriterion:
         """
         self._latest.clear()
         self._memory = max(0.0, 1 - 1 / max(1.0, _MEMORY * steps))
-        self._strength = (
-            strength if not self._weight else self._strength + (1 - self._memory) * (strength - self._strength)
-        )
+        if not self._weight:
+            self._mean_strength = strength
+        self._mean_strength += (1 - self._memory) * (strength - self._mean_strength)
+        self._strength = min(strength, self._mean_strength)
         self._since_update += 1
         if self._weight and self._since_update * _UPDATES >= steps and progress >= _WARM_UP:
             self._since_update = 0
@@ -97,14 +101,14 @@ class FisherCriterion:
         """Plain data to continue from; the information is in the gates."""
         return {
             "weight": self._weight,
-            "strength": self._strength,
+            "mean_strength": self._mean_strength,
             "since_update": self._since_update,
             "closed": {name: closed.nonzero().flatten().tolist() for name, closed in self.closed.items()},
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Continue from :meth:`get_state`."""
-        self._weight, self._strength = float(state["weight"]), float(state["strength"])
+        self._weight, self._mean_strength = float(state["weight"]), float(state["mean_strength"])
         self._since_update = int(state["since_update"])
         for name, channels in state["closed"].items():
             self.closed[name][channels] = True
