@@ -32,3 +32,7 @@ class CheckpointError(DjpqError, RuntimeError):
 
 class ExportError(DjpqError, RuntimeError):
     """A model cannot be exported or the exported file is not what it should be."""
+
+
+class RunError(DjpqError, RuntimeError):
+    """A run folder cannot be made, read or continued."""

@@ -12,7 +12,7 @@ import djpq_nncf
 ROOT = Path(djpq_nncf.__file__).parent
 ORDER = (
     "errors", "config", "nn", "capture", "channels", "cost", "nncf_bridge", "passes", "report", "export", "algorithms",
-    "benchmark", "demo", "cli", "__main__", "__init__",
+    "benchmark", "run", "demo", "integrations", "sweep", "cli", "__main__", "__init__",
 )  # fmt: skip
 FILES = sorted(ROOT.rglob("*.py"))
 

@@ -2,13 +2,16 @@
 """What every compression algorithm offers: a controller and a scheduler, as NNCF had them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from os import PathLike
 from typing import Any
 
 from torch import Tensor
 from torch.fx import GraphModule
+
+from djpq_nncf.export import ExportVerification
+from djpq_nncf.report import History, RunReport, write_report
 
 
 class CompressionStage(Enum):
@@ -20,7 +23,15 @@ class CompressionStage(Enum):
 
 
 class CompressionScheduler(ABC):
-    """Told by the training loop where it is; changes what depends on that."""
+    """Told by the training loop where it is; changes what depends on that.
+
+    Attributes:
+        epoch: the current one, from 0; -1 before the first.
+        global_step: number of the current step, from 1; 0 before the first.
+    """
+
+    epoch: int
+    global_step: int
 
     @abstractmethod
     def epoch_step(self) -> None:
@@ -100,6 +111,37 @@ class CompressionController(ABC):
         self, path: str | PathLike[str], *, opset: int | None = None, packed_weights: bool = False
     ) -> None:
         """Write the stripped model as OpenVINO IR (``.xml``) or ONNX (``.onnx``)."""
+
+    @abstractmethod
+    def report_data(self, *, title: str | None = None, verifications: Sequence[ExportVerification] = ()) -> RunReport:
+        """What :meth:`report` shows besides the course of the training, as plain data.
+
+        Args:
+            title: above the page.
+            verifications: what ``verify_export`` returned for the files that were exported.
+        """
+
+    def report(
+        self,
+        path: str | PathLike[str],
+        *,
+        history: History = (),
+        verifications: Sequence[ExportVerification] = (),
+        title: str | None = None,
+    ) -> None:
+        """Write the report: one HTML page that needs no network.
+
+        Args:
+            path: HTML file.
+            history: rows of the training's log, such as ``TrainingMonitor`` collects; without them its course is not
+                shown.
+            verifications: what ``verify_export`` returned for the files that were exported.
+            title: above the page.
+
+        Raises:
+            DataError: the file cannot be written.
+        """
+        write_report(self.report_data(title=title, verifications=verifications), path, history=history)
 
     @abstractmethod
     def distributed(self) -> None:

@@ -11,10 +11,11 @@ from pathlib import Path
 import torch
 
 from djpq_nncf.benchmark import RUNTIMES, Entry, Plan, run_benchmark, write_variants
-from djpq_nncf.cli._model import find_inputs, is_file, load_model, parse_shape
+from djpq_nncf.cli._model import find_inputs, is_file, parse_shape
 from djpq_nncf.config import NNCFConfig
 from djpq_nncf.errors import DataError, ExportError
 from djpq_nncf.export import complete_files
+from djpq_nncf.run import load_model
 
 
 @dataclass(frozen=True)

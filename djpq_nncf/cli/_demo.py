@@ -16,6 +16,7 @@ def demo_to_str(outcome: Outcome, out: Path) -> str:
             "Latencies are medians on one thread, both networks taken in turn.",
             "",
             f"Files in {out}:",
+            "  report.html            where channels and bits went, and how; open it in a browser",
             "  compressed.xml, .bin   OpenVINO IR",
             "  compressed.onnx        ONNX with QDQ nodes",
             "  fp32.xml, .bin, .onnx  the network before compression",
@@ -25,6 +26,6 @@ def demo_to_str(outcome: Outcome, out: Path) -> str:
             "Next:",
             f"  read the config        {demo_config()}",
             "  look at your network   djpq-nncf inspect your_package.module:factory --input-shape 1,3,224,224",
-            "  compress it            four lines in your training loop, see README.md",
+            "  compress it            djpq-nncf compress --help, or four lines in your training loop, see README.md",
         ]
     )

@@ -26,6 +26,9 @@ def reports_errors(command: Callable[_Parameters, _Result]) -> Callable[_Paramet
             except DjpqError as error:
                 typer.echo(f"Error: {error}", err=True)
                 raise typer.Exit(1) from error
+            except KeyboardInterrupt as error:
+                typer.echo("Interrupted. The same command continues a run after its last complete epoch.", err=True)
+                raise typer.Exit(130) from error
 
     return run
 

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -39,7 +40,8 @@ def compress_and_compare(
 ) -> Outcome:
     """Compress a trained image classifier, write it as OpenVINO IR and ONNX, run both, and compare with FP32.
 
-    Writes ``fp32.xml/.bin/.onnx``, ``compressed.xml/.bin/.onnx``, ``layers.txt`` and ``results.json`` into ``out``.
+    Writes ``fp32.xml/.bin/.onnx``, ``compressed.xml/.bin/.onnx``, ``report.html``, ``layers.txt`` and ``results.json``
+    into ``out``.
 
     Args:
         model: the trained network.
@@ -56,9 +58,20 @@ def compress_and_compare(
     _make_folder(out)
     batches = Batches(data.train_images, data.train_labels, batch_size, seed=config.seed)
     ctrl, compressed = create_compressed_model(model, config, init_data=batches)
-    fine_tune(ctrl, compressed, batches, epochs=config.algorithms[0]["schedule"]["epochs"], lr=lr)
+    test = data.test_images, data.test_labels
+    history: list[dict[str, Any]] = [
+        {"event": "original", "epoch": 0, "step": 0, "accuracy": accuracy(model.eval(), *test)}
+    ]
+    history += fine_tune(
+        ctrl,
+        compressed,
+        batches,
+        epochs=config.algorithms[0]["schedule"]["epochs"],
+        lr=lr,
+        evaluate=lambda: accuracy(compressed, *test),
+    )
     stripped = ctrl.strip()
-    say(f"Compressed accuracy in PyTorch: {accuracy(stripped, data.test_images, data.test_labels):.2%}")
+    say(f"Compressed accuracy in PyTorch: {accuracy(stripped, *test):.2%}")
 
     original = capture(model.eval(), (data.test_images[:2],))
     suffixes = (".xml", ".onnx")
@@ -80,6 +93,7 @@ def compress_and_compare(
         data.test_labels,
         parameters=(_parameters(original), _parameters(stripped)),
     )
+    ctrl.report(out / "report.html", history=history, verifications=verifications, title=f"{type(model).__name__}")
     layers = ctrl.statistics().to_str()
     (out / "layers.txt").write_text(layers + "\n", encoding="utf-8")
     (out / "results.json").write_text(json.dumps(comparison.to_dict(), indent=2) + "\n", encoding="utf-8")

@@ -3,15 +3,17 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from djpq_nncf.algorithms import CompressionController, CompressionStage
+from djpq_nncf.algorithms import CompressionController
 from djpq_nncf.algorithms._progress import track
 from djpq_nncf.demo._data import Batches
+from djpq_nncf.run import TrainingMonitor
 
 
 def train(model: nn.Module, batches: Batches, *, epochs: int, lr: float = 2e-3) -> None:
@@ -32,33 +34,52 @@ def train(model: nn.Module, batches: Batches, *, epochs: int, lr: float = 2e-3) 
 
 
 def fine_tune(
-    ctrl: CompressionController, model: GraphModule, batches: Batches, *, epochs: int, lr: float = 1e-3
-) -> None:
+    ctrl: CompressionController,
+    model: GraphModule,
+    batches: Batches,
+    *,
+    epochs: int,
+    lr: float = 1e-3,
+    evaluate: Callable[[], float] | None = None,
+) -> list[dict[str, Any]]:
     """Train a model that ``create_compressed_model`` made: search, freeze, and fine-tune what was found.
 
     The learning rate of the weights falls with a cosine; that of gates and quantizers stays, since they are done at
     the freeze.
+
+    Args:
+        ctrl: its controller.
+        model: to train.
+        batches: of training data.
+        epochs: length of the training.
+        lr: learning rate of the weights.
+        evaluate: called at the end of each epoch, for the accuracy in the log.
+
+    Returns:
+        Rows of the log, for ``ctrl.report``.
     """
     groups = ctrl.param_groups(lr=lr)
     optimizer = torch.optim.Adam(groups)
     cosine = _cosine(epochs * len(batches))
     factors = [cosine if group["name"] == "weights" else _constant for group in groups]
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
-    for epoch in range(epochs):
-        ctrl.scheduler.epoch_step()
-        model.train()
-        frozen = ctrl.compression_stage() is CompressionStage.FULLY_COMPRESSED
-        phase = "fine-tuning" if frozen else "pruning and quantization"
-        with track(f"{phase}, epoch {epoch + 1} of {epochs}", len(batches)) as advance:
+    history: list[dict[str, Any]] = []
+    with TrainingMonitor(ctrl, epochs=epochs, steps_per_epoch=len(batches), log=history.append) as monitor:
+        for _ in range(epochs):
+            ctrl.scheduler.epoch_step()
+            model.train()
             for images, labels in batches:
                 ctrl.scheduler.step()
-                loss = F.cross_entropy(model(images), labels) + ctrl.loss()
+                task_loss = F.cross_entropy(model(images), labels)
+                loss = task_loss + ctrl.loss()
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
                 schedule.step()
-                advance(1)
-    model.eval()
+                monitor.step(loss=loss, task_loss=task_loss)
+            model.eval()
+            monitor.epoch(loss=loss, **({} if evaluate is None else {"accuracy": evaluate()}))
+    return history
 
 
 @torch.no_grad()

@@ -6,7 +6,15 @@ from djpq_nncf.export._files import complete_files, file_size
 from djpq_nncf.export._fold import fold_batchnorm
 from djpq_nncf.export._integer_bias import round_biases
 from djpq_nncf.export._notes import FileInput, read_notes
-from djpq_nncf.export._provenance import LayerProvenance, Provenance, note_config, note_layers, read_provenance
+from djpq_nncf.export._provenance import (
+    LayerProvenance,
+    Provenance,
+    config_of,
+    note_config,
+    note_layers,
+    package_versions,
+    read_provenance,
+)
 from djpq_nncf.export._runtime import Execution, Runtime, open_runtime
 from djpq_nncf.export._verify import ExportVerification, LayerExecution, verify_export
 
@@ -19,12 +27,14 @@ __all__ = [
     "Provenance",
     "Runtime",
     "complete_files",
+    "config_of",
     "export_model",
     "file_size",
     "fold_batchnorm",
     "note_config",
     "note_layers",
     "open_runtime",
+    "package_versions",
     "read_notes",
     "read_provenance",
     "round_biases",

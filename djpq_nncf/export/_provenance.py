@@ -65,9 +65,20 @@ def note_layers(model: fx.GraphModule, layers: Sequence[LayerProvenance]) -> Non
     _remember(model, _LAYERS, [asdict(layer) for layer in layers])
 
 
+def config_of(model: fx.GraphModule) -> Mapping[str, Any] | None:
+    """The config that a graph remembers, every default filled in; None if it was not compressed."""
+    config: Mapping[str, Any] | None = model.meta.get(_META, {}).get(_CONFIG)
+    return config
+
+
+def package_versions(*runtimes: str) -> dict[str, str]:
+    """Of this package, those it stands on, and the runtimes."""
+    return {name: version(name) for name in (*_PACKAGES, *runtimes)}
+
+
 def provenance_notes(model: fx.GraphModule, *runtimes: str) -> dict[str, str]:
     """What to store in a file, as JSON texts: the same for the same network."""
-    versions = {name: version(name) for name in (*_PACKAGES, *runtimes)}
+    versions = package_versions(*runtimes)
     notes = {_VERSIONS: versions, **model.meta.get(_META, {})}
     return {key: json.dumps(value) for key, value in notes.items()}
 

@@ -14,6 +14,7 @@ from djpq_nncf.demo import Batches, DigitsResNet, accuracy, demo_config, load_di
 from djpq_nncf.errors import DjpqError
 
 FILES = {
+    "report.html",
     *("fp32.xml", "fp32.bin", "fp32.onnx"),
     *("compressed.xml", "compressed.bin", "compressed.onnx"),
     *("layers.txt", "results.json"),

@@ -3,7 +3,7 @@
 
 import copy
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,15 @@ from djpq_nncf.algorithms.djpq._network import CompressedNetwork
 from djpq_nncf.algorithms.djpq._objective import Objective
 from djpq_nncf.algorithms.djpq._parameter_groups import parameter_groups
 from djpq_nncf.algorithms.djpq._reconstruction import reconstruct_layers
+from djpq_nncf.algorithms.djpq._report import report_of
 from djpq_nncf.algorithms.djpq._scheduler import DJPQScheduler, StrengthController
 from djpq_nncf.algorithms.djpq._settings import DJPQSettings
 from djpq_nncf.algorithms.djpq._statistics import NNCFStatistics
 from djpq_nncf.errors import CheckpointError, DataError
-from djpq_nncf.export import export_model, note_layers, round_biases
+from djpq_nncf.export import ExportVerification, export_model, note_layers, round_biases
 from djpq_nncf.nn import Gates, LearnedQuantizer
 from djpq_nncf.passes import kept_channels, remove
+from djpq_nncf.report import RunReport
 
 STATE_VERSION = 5
 
@@ -113,6 +115,16 @@ class DJPQController(CompressionController):
         if self._strength is not None and not self._frozen:
             values["strength"] = self._strength.strength
         return values
+
+    def report_data(self, *, title: str | None = None, verifications: Sequence[ExportVerification] = ()) -> RunReport:
+        return report_of(
+            self._network,
+            self.statistics().djpq,
+            title=title or "Compressed network",
+            stage=self.compression_stage().value,
+            asked=self._settings.target.given,
+            verifications=verifications,
+        )
 
     def param_groups(self, lr: float, **options: Any) -> list[dict[str, Any]]:
         """Parameter groups "weights", "gates" (where they are learned), "bit_widths" and "ranges" for an optimizer.

@@ -133,6 +133,7 @@ class CompressedNetwork:
                     out_channels=outputs,
                     macs=macs,
                     baseline_macs=operator.macs,
+                    weights=self._weights(operator, keep),
                 )
             )
         embeddings = [
@@ -167,6 +168,13 @@ class CompressedNetwork:
         ids, size = labels[dim] if labels else None, operator.weight_shape[dim]
         return size if ids is None else int(kept_mask(ids, keep).sum()), size
 
+    def _weights(self, operator: MacOperator, keep: np.ndarray) -> tuple[int, int]:
+        """Values of an operator's weight: kept, of all."""
+        if operator.weight is None:
+            return 0, 0
+        dims = range(len(operator.weight_shape))
+        return prod(self._kept(operator, dim, keep)[0] for dim in dims), prod(operator.weight_shape)
+
     def _channels(self, operator: MacOperator, macs: int, keep: np.ndarray) -> tuple[tuple[int, int], tuple[int, int]]:
         """Input and output channels, kept and of all; of a product what is summed over, and its last dimension."""
         if operator.weight is not None:
@@ -191,7 +199,7 @@ class CompressedNetwork:
         remaining = total = 0.0
         for name, operator in {operator.weight: operator for operator in (*self.embeddings, *self.operators)}.items():
             if name is not None:
-                sizes = [self._kept(operator, dim, keep)[0] for dim in range(len(operator.weight_shape))]
-                remaining += prod(sizes) * (self._weight_bits(name, final=final) or FLOAT_BITS)
-                total += prod(operator.weight_shape) * FLOAT_BITS
+                kept, size = self._weights(operator, keep)
+                remaining += kept * (self._weight_bits(name, final=final) or FLOAT_BITS)
+                total += size * FLOAT_BITS
         return remaining / total

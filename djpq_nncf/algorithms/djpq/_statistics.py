@@ -20,6 +20,7 @@ class LayerStatistics:
         in_channels, out_channels: channels kept and of all, of the weight's input and output dimension; of a product
             what is summed over, and the last dimension of its output.
         macs, baseline_macs: multiply-accumulates per sample, now and of the original.
+        weights: number of values of its weight, kept and of all; of a product none.
     """
 
     name: str
@@ -30,6 +31,7 @@ class LayerStatistics:
     out_channels: tuple[int, int]
     macs: int
     baseline_macs: int
+    weights: tuple[int, int]
 
     @property
     def bops(self) -> float:

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which runs no other beats, the best for a wish, and all in a table."""
+
+from collections.abc import Sequence
+
+from djpq_nncf.errors import DataError
+from djpq_nncf.report import render_table
+from djpq_nncf.sweep._result import RunOutcome
+
+
+def front(outcomes: Sequence[RunOutcome]) -> list[RunOutcome]:
+    """The runs which none beats in both BOPs and accuracy, by BOPs."""
+    judged = sorted((o for o in outcomes if o.lost is not None), key=lambda o: (o.bops_ratio, o.lost))
+    best: list[RunOutcome] = []
+    for outcome in judged:
+        assert outcome.lost is not None
+        if not best or outcome.lost < (best[-1].lost or 0.0):
+            best.append(outcome)
+    return best
+
+
+def best_run(
+    outcomes: Sequence[RunOutcome], *, most_lost: float | None = None, most_bops: float | None = None
+) -> RunOutcome:
+    """Of the runs within the limits the one with the fewest BOPs, or where only BOPs are limited the most accurate.
+
+    Args:
+        outcomes: of a sweep.
+        most_lost: points of accuracy.
+        most_bops: BOPs / BOPs of the original.
+
+    Raises:
+        DataError: no run is within the limits.
+    """
+    within = [
+        outcome
+        for outcome in outcomes
+        if outcome.lost is not None
+        and (most_lost is None or outcome.lost <= most_lost)
+        and (most_bops is None or outcome.bops_ratio <= most_bops)
+    ]
+    if not within:
+        limits = [
+            *([] if most_lost is None else [f"at most {most_lost} points lost"]),
+            *([] if most_bops is None else [f"at most {most_bops} of the BOPs"]),
+        ]
+        raise DataError(f"No finished run has {' and '.join(limits)}. Allow more, or sweep over other budgets.")
+    if most_lost is not None:
+        return min(within, key=lambda o: (o.bops_ratio, o.lost))
+    return min(within, key=lambda o: (o.lost, o.bops_ratio))
+
+
+def sweep_table(outcomes: Sequence[RunOutcome]) -> str:
+    """All runs by BOPs; those of the front are marked."""
+    best = front(outcomes)
+    rows = [
+        (
+            "*" if outcome in best else "",
+            outcome.name,
+            f"{outcome.bops_ratio:.5f}",
+            f"{outcome.macs_ratio:.3f}",
+            f"{outcome.size_ratio:.3f}",
+            "-" if outcome.accuracy is None else f"{outcome.accuracy:.2%}",
+            "-" if outcome.lost is None else f"{outcome.lost:+.2f}",
+        )
+        for outcome in sorted(outcomes, key=lambda o: o.bops_ratio)
+    ]
+    header = ("front", "run", "BOPs", "MACs", "weights", "accuracy", "points lost")
+    return render_table(header, rows)

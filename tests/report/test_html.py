@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report: what it says, that it holds against odd input, and how it looks to a browser."""
+
+import copy
+import dataclasses
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from djpq_nncf import create_compressed_model
+from djpq_nncf.algorithms import CompressionController
+from djpq_nncf.errors import DataError
+from djpq_nncf.report import RunReport, write_report
+from tests.run.digits import CONFIG, network
+
+HISTORY: list[dict[str, Any]] = [
+    {"event": "original", "epoch": 0, "step": 0, "accuracy": 0.975},
+    *(
+        {"event": "epoch", "epoch": n, "step": 16 * n, "loss": 2.0 / n, "accuracy": 0.9 + n / 100,
+         "bops_ratio": 0.05 / n, "bops_ratio_asked": 0.02, **({"strength": 0.1 * n} if n < 3 else {})}
+        for n in range(1, 6)
+    ),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def ctrl() -> CompressionController:
+    ctrl, _ = create_compressed_model(network(), CONFIG, init_data=[torch.rand(16, 1, 8, 8)])
+    name = max(ctrl.groups, key=lambda name: ctrl.groups[name].size)
+    ctrl.groups[name].close([0, 1, 2])
+    return ctrl
+
+
+class _Text(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag in ("tr", "p", "li", "summary", "title", "h1", "h2", "style"):
+            self.rows.append("")
+
+    def handle_data(self, data: str) -> None:
+        if self.rows and data.strip():
+            self.rows[-1] += f"|{data.strip()}"
+
+
+def parsed(path: Path) -> _Text:
+    parser = _Text()
+    parser.feed(path.read_text(encoding="utf-8"))
+    return parser
+
+
+def test_figures_are_those_of_the_network(ctrl: CompressionController, tmp_path: Path) -> None:
+    ctrl.report(tmp_path / "report.html", history=HISTORY, title="Digits")
+    rows = parsed(tmp_path / "report.html").rows
+    # DigitsResNet(8), counted by hand: a stem, three blocks (the second with stride and projection) and a head
+    macs = 64 * 9 * 8 + 2 * 64 * 72 * 8 + 16 * (9 * 8 * 16 + 9 * 16 * 16 + 8 * 16) + 2 * 16 * 9 * 16 * 16 + 160
+    weights = 72 + 2 * 576 + 9 * 128 + 9 * 256 + 128 + 2 * 9 * 256 + 160
+    text = "\n".join(rows)
+    assert f"|BOPs per sample|{macs * 1024 / 1e6:.2f} M|" in text
+    assert f"|MACs per sample|{macs / 1e3:.2f} k|" in text
+    assert f"|Bits of the weights|{weights * 32 / 1e3:.2f} k|" in text
+    assert "|Accuracy|97.50 %|95.00 %|-2.50 points" in rows
+    for layer in ctrl.statistics().djpq.layers:
+        kept, size = layer.out_channels
+        assert any(row.startswith(f"|{layer.name}|") and row.endswith(f"|{kept} of {size}") for row in rows)
+    assert re.search(r"\|blocks\S*: 13 of 16", text)
+    assert "|head: 10 channels stay" in rows
+
+
+def test_data_survives_json(ctrl: CompressionController) -> None:
+    report = ctrl.report_data(title="x")
+    again = RunReport.from_dict(json.loads(json.dumps(report.to_dict())))
+    assert again == report
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda data: data.update(format=0), "format 0, and this version"),
+        (lambda data: data.pop("layers"), "damaged: 'layers'"),
+        (lambda data: data["layers"][0].pop("macs"), "damaged"),
+        (lambda data: data.update(groups=3), "damaged"),
+    ],
+)
+def test_damaged_data(ctrl: CompressionController, damage: Any, message: str) -> None:
+    data = copy.deepcopy(ctrl.report_data().to_dict())
+    damage(data)
+    with pytest.raises(DataError, match=message):
+        RunReport.from_dict(data)
+
+
+def test_no_data_at_all() -> None:
+    with pytest.raises(DataError, match="format None"):
+        RunReport.from_dict([])
+
+
+@pytest.mark.parametrize(
+    "history",
+    [
+        [],
+        HISTORY[:2],
+        [{"event": "epoch", "step": 1, "loss": None}, {"event": "epoch", "step": 2, "loss": 1.0}],
+        [{"event": "epoch", "step": n, "loss": float("nan"), "bops_ratio": 0.0} for n in range(3)],
+        [{"event": "epoch", "step": n, "loss": 1.0} for n in range(3)],
+        [{"event": "step", "step": n, "loss": 1e-9 * n, "strength": 10.0**-n} for n in range(400)],
+    ],
+)
+def test_any_log(ctrl: CompressionController, tmp_path: Path, history: list[dict[str, Any]]) -> None:
+    ctrl.report(tmp_path / "report.html", history=history)
+    page = parsed(tmp_path / "report.html")
+    coordinates = [value for tag, attributes in page.tags for value in attributes.values() if tag == "circle"]
+    assert not any("nan" in (value or "") for value in coordinates)
+    assert len(coordinates) < 5 * 200
+    if not history:
+        assert any("No log" in row for row in page.rows)
+
+
+def test_names_are_escaped(ctrl: CompressionController, tmp_path: Path) -> None:
+    evil = "<script>alert(1)</script>"
+    report = ctrl.report_data(title=evil)
+    layers = tuple(dataclasses.replace(layer, name=evil) for layer in report.layers)
+    write_report(dataclasses.replace(report, layers=layers), tmp_path / "r.html", history=[{**HISTORY[1], evil: 1.0}])
+    page = parsed(tmp_path / "r.html")
+    assert all(tag != "script" for tag, _ in page.tags)
+    assert any(evil in row for row in page.rows)
+
+
+def test_a_folder_that_is_missing(ctrl: CompressionController, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"Cannot write the report .*nowhere"):
+        ctrl.report(tmp_path / "nowhere" / "report.html")
+
+
+def test_in_a_browser(ctrl: CompressionController, tmp_path: Path) -> None:
+    """Nothing is fetched, nothing sticks out, and axe finds nothing serious; three widths, light, dark and print."""
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("there is no chromium")
+    from axe_playwright_python.sync_playwright import Axe
+    from playwright.sync_api import sync_playwright
+
+    ctrl.report(tmp_path / "report.html", history=HISTORY, title="Digits")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        for width in (375, 768, 1280):
+            page = browser.new_page(viewport={"width": width, "height": 800})
+            requests: list[str] = []
+            complaints: list[str] = []
+            page.on("request", lambda request, requests=requests: requests.append(request.url))
+            page.on("console", lambda message, complaints=complaints: complaints.append(message.text))
+            page.goto(f"file://{tmp_path}/report.html")
+            page.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
+            assert len(requests) == 1
+            assert not complaints
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            for scheme, media in (("light", "screen"), ("dark", "screen"), ("light", "print")):
+                page.emulate_media(color_scheme=scheme, media=media)
+                found = Axe().run(page).response["violations"]
+                assert [(entry["id"], entry["nodes"][0]["html"]) for entry in found] == []
+        browser.close()
