@@ -42,8 +42,8 @@ class CompressionCallback(Callback):
         self._logged = -1
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        # not in on_train_epoch_start: Lightning leaves it out where it resumes, at the end of an epoch too; and an epoch
-        # that a checkpoint was saved in the middle of has begun already
+        # not in on_train_epoch_start, which Lightning leaves out where it resumes, at the end of an epoch too; and an
+        # epoch that a checkpoint was saved in the middle of has begun already
         if self._ctrl.scheduler.epoch < trainer.current_epoch:
             self._ctrl.scheduler.epoch_step()
         # Lightning leaves modules in the mode it finds them in, and a captured model is in eval mode

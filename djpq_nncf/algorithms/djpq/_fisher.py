@@ -43,7 +43,7 @@ class FisherCriterion:
         objective: tells what channels cost.
         choices: of bit-widths.
         settings: threshold, ``round_to`` and target.
-        batch: samples behind one derivative.
+        batch: samples behind one derivative, in this process.
 
     Attributes:
         closed: bool [size] by group name, what it closed. The freeze may open some of them again.
@@ -115,22 +115,30 @@ class FisherCriterion:
 
     def _collector(self, name: str) -> Callable[[Tensor], Tensor]:
         def collect(derivative: Tensor) -> Tensor:
+            if not self._latest:
+                # when the backward pass is over, in the thread that called it: the same place in every process
+                torch.autograd.Variable._execution_engine.queue_callback(self._learn)
             self._latest[name] = derivative.detach().float()
-            if len(self._latest) == len(self._network.gates) + 1:
-                self._learn(self._latest.pop(_LOSS))
-                self._latest.clear()
             return torch.zeros_like(derivative)  # a factor that is not learned, and that no clipping should see
 
         return collect
 
-    def _learn(self, loss_scale: Tensor) -> None:
-        """Running means of the squared derivatives of one backward pass."""
+    def _learn(self) -> None:
+        """Running means of the squared derivatives of one backward pass, that of all processes together."""
+        latest, batch = dict(self._latest), self._batch
+        self._latest.clear()
+        if len(latest) <= len(self._network.gates):
+            return  # a loss without the compression's, or without the network's
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            batch *= torch.distributed.get_world_size()
+            latest = _averaged(latest)
+        loss_scale = latest.pop(_LOSS)
         self._weight = self._memory * self._weight + 1 - self._memory
-        for name, derivative in self._latest.items():
+        for name, derivative in latest.items():
             information = self._network.gates[name].information
-            latest = self._batch * (derivative / loss_scale.to(derivative.device)).square()
-            latest = torch.where(torch.isfinite(latest), latest, information)  # after an overflow of a scaled loss
-            information.lerp_(latest.to(information), 1 - self._memory)
+            squared = batch * (derivative / loss_scale.to(derivative.device)).square()
+            squared = torch.where(torch.isfinite(squared), squared, information)  # after an overflow of a scaled loss
+            information.lerp_(squared.to(information), 1 - self._memory)
 
     def _update(self) -> None:
         shares = self._objective.channel_shares(self._settings.target)
@@ -155,9 +163,6 @@ class FisherCriterion:
         """[size] harm / gain of each channel, also left in the gate."""
         gate = self._network.gates[name]
         information = gate.information / self._weight
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(information)
-            information /= torch.distributed.get_world_size()
         alpha = information / (2 * max(self._strength * share, 1e-30))
         with torch.no_grad():
             log_variance = -alpha.clamp(1e-12, 1e12).log()
@@ -187,3 +192,14 @@ class FisherCriterion:
         for _, _, name, channels in candidates:
             keep[self._network.analysis.groups[name].channels.start + np.array(channels)] = False
         return self._budget.use(self._choices, amounts_of(self._network.cost, keep), self._most_bits) >= 1
+
+
+def _averaged(derivatives: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The means over all processes, which have the same names and sizes."""
+    names = sorted(derivatives)
+    device = next(derivatives[name].device for name in names if name != _LOSS)
+    flat = torch.cat([derivatives[name].flatten().to(device) for name in names])
+    torch.distributed.all_reduce(flat)
+    flat /= torch.distributed.get_world_size()
+    parts = flat.split([derivatives[name].numel() for name in names])
+    return {name: part.view_as(derivatives[name]) for name, part in zip(names, parts, strict=True)}
