@@ -23,7 +23,7 @@ STATE_FILE = "compression_state.json"
 
 
 class CompressionCallback(TrainerCallback):
-    """Tells the controller of epochs, adds its scalars to the log, and saves its state with each checkpoint.
+    """Tells the controller of epochs, and saves its state with each checkpoint.
 
     :class:`CompressionTrainer` brings it along.
 
@@ -41,17 +41,6 @@ class CompressionCallback(TrainerCallback):
         if self._ctrl.scheduler.epoch < int(state.epoch or 0):
             self._ctrl.scheduler.epoch_step()
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **others: Any,
-    ) -> None:
-        if logs is not None and "loss" in logs:
-            logs.update(self._ctrl.scalars())
-
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any) -> None:
         if state.is_world_process_zero:
             folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
@@ -61,9 +50,9 @@ class CompressionCallback(TrainerCallback):
 class CompressionTrainer(Trainer):
     """A ``Trainer`` for a model that ``create_compressed_model`` made.
 
-    It adds ``ctrl.loss()`` to the loss, takes AdamW with ``ctrl.param_groups`` where no optimizer is given, and resumes
-    the compression from Trainer's checkpoints. Where gradients are accumulated each batch is a step for the controller.
-    A model that was captured without labels needs ``compute_loss_func``.
+    It adds ``ctrl.loss()`` to the loss and the controller's scalars to the log, takes AdamW with ``ctrl.param_groups``
+    where no optimizer is given, and resumes the compression from Trainer's checkpoints. Where gradients are accumulated
+    each batch is a step for the controller. A model that was captured without labels needs ``compute_loss_func``.
 
     Args:
         ctrl: of the model.
@@ -111,6 +100,9 @@ class CompressionTrainer(Trainer):
             shares = self.current_gradient_accumulation_steps if scaled else 1
             loss = loss + self._ctrl.loss().to(loss.device) / shares
         return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        super().log({**logs, **self._ctrl.scalars()} if "loss" in logs else logs, start_time)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         path = Path(resume_from_checkpoint) / STATE_FILE
