@@ -227,7 +227,7 @@ def run(arguments: argparse.Namespace, process: Process) -> None:
         devices = [process.device] if process.device.type == "cuda" else None
         parallel = DistributedDataParallel(compressed, device_ids=devices, find_unused_parameters=True)
 
-    epochs = config.algorithms[0]["schedule"]["epochs"]
+    epochs = config.epochs
     steps = min(len(train_batches), arguments.steps or len(train_batches))
     for epoch in range(first_epoch, epochs):
         sampler.set_epoch(epoch)

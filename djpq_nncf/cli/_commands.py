@@ -177,6 +177,12 @@ def benchmark(
 @reports_errors
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the exported files.")] = Path("runs/demo"),
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON file, such as a changed copy of examples/configs/digits_djpq.json.", show_default=False
+        ),
+    ] = None,
     epochs: Annotated[
         int | None,
         typer.Option(
@@ -185,7 +191,12 @@ def demo(
             show_default=False,
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of weights, order of samples, and noise.")] = 0,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Of weights and order of samples; by default what the config says.", show_default=False
+        ),
+    ] = None,
 ) -> None:
     """Train a small residual network on handwritten digits, compress it, and measure it before and after.
 
@@ -196,4 +207,4 @@ def demo(
     from djpq_nncf.cli._demo import demo_to_str
     from djpq_nncf.demo import run_demo
 
-    typer.echo(demo_to_str(run_demo(out, epochs=epochs, seed=seed, say=typer.echo), out))
+    typer.echo(demo_to_str(run_demo(out, config=config, epochs=epochs, seed=seed, say=typer.echo), out))

@@ -24,7 +24,8 @@ def demo_to_str(outcome: Outcome, out: Path) -> str:
             "  results.json           the figures of the table",
             "",
             "Next:",
-            f"  read the config        {demo_config()}",
+            f"  change the config      {demo_config()}",
+            "  and run again          djpq-nncf demo --config FILE --out FOLDER",
             "  look at your network   djpq-nncf inspect your_package.module:factory --input-shape 1,3,224,224",
             "  compress it            djpq-nncf compress --help, or four lines in your training loop, see README.md",
         ]

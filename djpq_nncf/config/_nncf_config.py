@@ -10,6 +10,7 @@ from typing import Any, Literal
 from djpq_nncf.config._problems import raise_problems
 from djpq_nncf.config._reading import read_json, to_plain_json
 from djpq_nncf.config._resolve import resolve
+from djpq_nncf.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,21 @@ class NNCFConfig(dict[str, Any]):
     def algorithms(self) -> tuple[dict[str, Any], ...]:
         """Settings of each compression algorithm, in order, every default filled in."""
         return tuple(self.resolved()["compression"])
+
+    @property
+    def epochs(self) -> int:
+        """Length of the training, of the algorithm that has a schedule.
+
+        Raises:
+            ConfigError: none has.
+        """
+        for entry in self.algorithms:
+            if "schedule" in entry:
+                return int(entry["schedule"]["epochs"])
+        names = ", ".join(str(entry["algorithm"]) for entry in self.algorithms)
+        raise ConfigError(
+            f'$.compression: no algorithm that trains is there ({names}); add one, such as {{"algorithm": "djpq"}}.'
+        )
 
     @property
     def input_infos(self) -> tuple[InputInfo, ...]:

@@ -66,7 +66,7 @@ def compress_and_compare(
         ctrl,
         compressed,
         batches,
-        epochs=config.algorithms[0]["schedule"]["epochs"],
+        epochs=config.epochs,
         lr=lr,
         evaluate=lambda: accuracy(compressed, *test),
     )

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """``djpq-nncf demo``: the digits, from training to the table."""
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,36 +28,47 @@ def demo_config() -> Path:
     raise ConfigError(f'The demo\'s config is missing from "{package}"; install djpq-nncf again.')
 
 
-def run_demo(out: Path, *, epochs: int | None = None, seed: int = 0, say: Callable[[str], None] = print) -> Outcome:
+def run_demo(
+    out: Path,
+    *,
+    config: Path | None = None,
+    epochs: int | None = None,
+    seed: int | None = None,
+    say: Callable[[str], None] = print,
+) -> Outcome:
     """Train a residual network on the digits, compress it, and measure what was exported.
 
     Args:
         out: folder for the files.
+        config: JSON file; None for the demo's own, :func:`demo_config`.
         epochs: of each of the two trainings, at least 2; by default what the config says.
-        seed: of the initial weights, the order of the samples and the gates' noise.
+        seed: of the initial weights and the order of the samples; by default what the config says.
         say: gets a line at each stage.
 
     Raises:
-        ConfigError: ``epochs`` or ``seed`` is not allowed.
+        ConfigError: the config, ``epochs`` or ``seed`` is not allowed.
         ExportError: ``out`` cannot be written to.
     """
-    config = _config(epochs, seed)
+    settings = _settings(config or demo_config(), epochs, seed)
     data = load_digits_data()
-    torch.manual_seed(seed)
+    torch.manual_seed(settings.seed)
     model = DigitsResNet()
-    batches = Batches(data.train_images, data.train_labels, _BATCH_SIZE, seed=seed)
+    batches = Batches(data.train_images, data.train_labels, _BATCH_SIZE, seed=settings.seed)
     with _one_thread():
-        train(model, batches, epochs=config.algorithms[0]["schedule"]["epochs"])
+        train(model, batches, epochs=settings.epochs)
         say(f"FP32 accuracy in PyTorch: {accuracy(model, data.test_images, data.test_labels):.2%}")
-        return compress_and_compare(model, config, data, out, batch_size=_BATCH_SIZE, say=say)
+        return compress_and_compare(model, settings, data, out, batch_size=_BATCH_SIZE, say=say)
 
 
-def _config(epochs: int | None, seed: int) -> NNCFConfig:
-    written = dict(NNCFConfig.from_json(demo_config()))
-    written["seed"] = seed
+def _settings(path: Path, epochs: int | None, seed: int | None) -> NNCFConfig:
+    written = dict(NNCFConfig.from_json(path))
+    if seed is not None:
+        written["seed"] = seed
     if epochs is not None:
-        compression = dict(written["compression"])
-        compression["schedule"] = {"epochs": epochs}
+        compression = copy.deepcopy(written["compression"])
+        for entry in compression if isinstance(compression, list) else [compression]:
+            if entry["algorithm"] == "djpq":
+                entry["schedule"] = {"epochs": epochs}
         written["compression"] = compression
     return NNCFConfig.from_dict(written)
 

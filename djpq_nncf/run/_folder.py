@@ -56,7 +56,7 @@ class RunSettings:
     @property
     def epochs(self) -> int:
         """Length of the training."""
-        return int(next(e for e in self.nncf_config.algorithms if "schedule" in e)["schedule"]["epochs"])
+        return self.nncf_config.epochs
 
     @property
     def seed(self) -> int:

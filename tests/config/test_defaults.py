@@ -235,3 +235,11 @@ def test_copies_stay_configs(duplicate: Any) -> None:
     config = NNCFConfig.from_dict(MINIMAL)
     assert isinstance(duplicate(config), NNCFConfig)
     assert duplicate(config).algorithms == config.algorithms
+
+
+def test_epochs_are_those_of_the_algorithm_that_trains() -> None:
+    teacher = {"algorithm": "knowledge_distillation", "type": "softmax"}
+    djpq = {"algorithm": "djpq", "schedule": {"epochs": 7}}
+    assert NNCFConfig.from_dict({"compression": [teacher, djpq]}).epochs == 7
+    with pytest.raises(ConfigError, match=r"no algorithm that trains is there \(knowledge_distillation\)"):
+        _ = NNCFConfig.from_dict({"compression": teacher}).epochs

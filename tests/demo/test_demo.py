@@ -116,3 +116,18 @@ def test_folder_that_cannot_be_made(tmp_path: Path) -> None:
 @pytest.mark.parametrize("option", [("--epochs", "1"), ("--seed", "-1"), ("--epochs", "many")])
 def test_options_out_of_range(option: tuple[str, str]) -> None:
     assert CliRunner().invoke(app, ["demo", *option]).exit_code == 2
+
+
+def test_another_config(tmp_path: Path) -> None:
+    config = {
+        "input_info": {"sample_size": [1, 1, 8, 8]},
+        "seed": 2,
+        "compression": [
+            {"algorithm": "djpq", "target": {"bops_ratio": 0.05}},
+            {"algorithm": "knowledge_distillation", "type": "softmax"},
+        ],
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    run_demo(tmp_path / "out", config=tmp_path / "config.json", epochs=2, say=lambda line: None)
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert 0.049 <= results["after"][0]["bops"] / results["before"][0]["bops"] <= 0.05

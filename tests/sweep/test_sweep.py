@@ -181,7 +181,7 @@ def config(tmp_path: Path) -> Path:
 def test_one_run_killed_and_one_out_of_reach(tmp_path: Path, config: Path) -> None:
     """The others are finished, both are told apart, and the same command finishes the killed one."""
     out = tmp_path / "sweep"
-    options = ("--budgets", "0.05,0.0001", "--seeds", "0", "--most-lost", "100")
+    options = ("--budgets", "0.05,1e-6", "--seeds", "0", "--most-lost", "100")
     process = subprocess.Popen(
         [sys.executable, "-m", "djpq_nncf", *sweep(out, config, *options)],
         cwd=REPOSITORY,
@@ -201,7 +201,7 @@ def test_one_run_killed_and_one_out_of_reach(tmp_path: Path, config: Path) -> No
     text, _ = process.communicate(timeout=120)
     assert process.returncode == 3
     assert "bops_ratio=0.05,seed=0 failed: it was killed by signal 9; the same command continues it" in text
-    assert "bops_ratio=0.0001,seed=0 failed: Error:" in text
+    assert "bops_ratio=1e-06,seed=0 failed: Error:" in text
     assert "out of reach" in text
 
     again = CliRunner().invoke(app, sweep(out, config, *options))
