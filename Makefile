@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install demo test zoo lint types docs clean
+.PHONY: install demo test zoo lint types docs notebooks site clean
 
 install: $(INSTALLED)
 
@@ -35,6 +35,12 @@ types: $(INSTALLED)
 docs: $(INSTALLED)
 	$(BIN)/python -m djpq_nncf.config docs/configuration.md
 
+notebooks: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/jupyter-nbconvert --to notebook --inplace --execute docs/notebooks/*.ipynb
+
+site: $(INSTALLED)
+	$(BIN)/python -m mkdocs build
+
 clean:
-	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache runs
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache runs site
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -81,10 +81,21 @@ def _name_problem(name: Any, seen: set[str]) -> str | None:
     if not isinstance(name, str):
         return f"{show_value(name)} is not allowed; give {describe({'enum': list(known)})}"
     if name not in known:
-        return unknown_name("algorithm", name, known)
+        return f"{unknown_name('algorithm', name, known)}{_of_nncf_2(name)}"
     if name in seen:
         return f"{show_value(name)} stands in the list twice; remove one of the two"
     return None
+
+
+def _of_nncf_2(name: str) -> str:
+    """What to write instead of an algorithm of NNCF 2.x; nothing for other names."""
+    if name in ("filter_pruning", "movement_sparsity"):
+        return '. Here "djpq" prunes; with "quantization": {"enabled": false} it does nothing else'
+    if name in ("quantization", "experimental_quantization"):
+        return '. Here "djpq" quantizes; with "pruning": {"enabled": false} it does nothing else'
+    if name in ("magnitude_sparsity", "rb_sparsity", "const_sparsity", "binarization"):
+        return '. Single weights are not removed here; "djpq" removes whole channels and learns bit-widths'
+    return ""
 
 
 def _resolve_algorithm(given: dict[str, Any], at: Path, target_device: str) -> tuple[dict[str, Any], list[Problem]]:

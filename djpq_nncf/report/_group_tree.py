@@ -42,7 +42,7 @@ def render_groups(analysis: ChannelAnalysis, model: GraphModule, *, width: int =
             leaf = branch.add(Text(reason))
             for entry in entries:
                 leaf.add(Text(entry))
-    console = Console(file=io.StringIO(), width=width, color_system=None)
+    console = Console(file=io.StringIO(), width=width, color_system=None, force_jupyter=False)
     console.print(tree)
     file = console.file
     assert isinstance(file, io.StringIO)

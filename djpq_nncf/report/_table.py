@@ -24,7 +24,7 @@ def render_table(
         table.add_column(name, justify="left" if position in text_columns else "right", no_wrap=True)
     for row in rows:
         table.add_row(*row)
-    console = Console(file=io.StringIO(), width=_WIDTH, color_system=None)
+    console = Console(file=io.StringIO(), width=_WIDTH, color_system=None, force_jupyter=False)
     console.print(table)
     file = console.file
     assert isinstance(file, io.StringIO)

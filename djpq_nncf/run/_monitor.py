@@ -2,8 +2,6 @@
 """Shows and logs a training while it runs."""
 
 import math
-import multiprocessing
-import os
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
@@ -14,6 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from torch import Tensor
 
 from djpq_nncf.algorithms import CompressionController, CompressionStage
+from djpq_nncf.algorithms._progress import somebody_watches
 
 LOG_EVERY = 50
 """Steps between two rows of the log."""
@@ -74,7 +73,7 @@ class TrainingMonitor:
             TimeRemainingColumn(compact=True),
             console=console,
             transient=True,
-            disable=not (_somebody_watches(console) if show is None else show),
+            disable=not (somebody_watches(console) if show is None else show),
             refresh_per_second=4,
         )
         total = None if steps_per_epoch is None else epochs * steps_per_epoch
@@ -153,10 +152,3 @@ class TrainingMonitor:
 
 def _plain(scalars: Mapping[str, float | Tensor]) -> dict[str, float]:
     return {name: float(value.detach() if isinstance(value, Tensor) else value) for name, value in scalars.items()}
-
-
-def _somebody_watches(console: Console) -> bool:
-    """In a terminal or a notebook, outside CI, and in the first process alone."""
-    if os.environ.get("CI") or os.environ.get("RANK", "0") != "0":
-        return False
-    return multiprocessing.parent_process() is None and (console.is_terminal or console.is_jupyter)

@@ -37,6 +37,12 @@ BROKEN: list[tuple[str, Any, str, tuple[str, ...]]] = [
         "$.compression.algorithm",
         ('unknown algorithm "DJQP"', 'closest known one is "djpq"', 'known: "djpq"'),
     ),
+    (
+        "algorithm of NNCF 2.x",
+        {"compression": {"algorithm": "filter_pruning"}},
+        "$.compression.algorithm",
+        ('unknown algorithm "filter_pruning"', '"djpq" prunes', '"quantization": {"enabled": false}'),
+    ),
     ("algorithm is a number", {"compression": {"algorithm": 1}}, "$.compression.algorithm", ("1", "djpq")),
     (
         "algorithm twice",
