@@ -4,19 +4,20 @@
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Protocol
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
 from djpq_nncf.algorithms import CompressionController, CompressionStage
+from djpq_nncf.algorithms._live import HIDDEN, LiveView, live_console, live_view
 from djpq_nncf.algorithms._progress import somebody_watches
+from djpq_nncf.run._monitor_text import Progress
 
 LOG_EVERY = 50
 """Steps between two rows of the log."""
-_REDRAW = 0.5  # seconds
+_LOOK_EVERY = 0.5  # seconds
 
 
 class ScalarWriter(Protocol):
@@ -26,7 +27,7 @@ class ScalarWriter(Protocol):
 
 
 class TrainingMonitor:
-    """A progress line in terminal or notebook, rows for a log, and TensorBoard scalars, all with the same names.
+    """Progress in terminal or notebook, rows for a log, and TensorBoard scalars, all with the same names.
 
     A row has ``event`` ("step" or "epoch"), ``epoch`` (from 1), ``step`` (of the whole training), ``seconds`` (of
     training), what :meth:`step` and :meth:`epoch` were told, and the controller's ``scalars()``.
@@ -64,57 +65,51 @@ class TrainingMonitor:
         self._steps_per_epoch = steps_per_epoch
         self._log = log
         self._writer = writer
-        console = Console(stderr=True)
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            TextColumn("{task.fields[figures]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(compact=True),
-            console=console,
-            transient=True,
-            disable=not (somebody_watches(console) if show is None else show),
-            refresh_per_second=4,
-        )
-        total = None if steps_per_epoch is None else epochs * steps_per_epoch
-        self._task = self._progress.add_task("", total=total, figures="")
+        self._show = show
+        self._view: LiveView = HIDDEN
+        self._open = ExitStack()
         self._elapsed = elapsed
         self._begin = time.monotonic()
-        self._drawn = 0.0
+        self._first_step: int | None = None
+        self._looked = 0.0
         self._latest: dict[str, float] = {}
 
     def __enter__(self) -> "TrainingMonitor":
         self._begin = time.monotonic()
-        self._progress.start()
+        console = live_console()
+        shown = somebody_watches(console) if self._show is None else self._show
+        self._view = self._open.enter_context(live_view(self._progress, console, shown=shown))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        self._open.close()
+        self._view = HIDDEN
 
     def step(self, **scalars: float | Tensor) -> None:
         """After each training step: what to show and to log, such as ``loss``, ``task_loss``, ``compression_loss``."""
         step = self._ctrl.scheduler.global_step
+        if self._first_step is None:
+            self._first_step = step
         logged = step % LOG_EVERY == 1
         if logged:
             self._write("step", scalars)
-        if not self._progress.disable:
+        if self._view.shown:
             now = time.monotonic()
-            if now - self._drawn >= _REDRAW or logged:
-                self._drawn = now
+            if now - self._looked >= _LOOK_EVERY:  # which waits for a GPU
+                self._looked = now
                 self._latest.update(_plain(scalars))
-            self._draw(step)
+            self._view.refresh()
 
     def epoch(self, **scalars: float | Tensor) -> None:
         """At the end of each epoch, such as with the ``accuracy``, 0 to 1."""
         self._write("epoch", scalars)
-        self._draw(self._ctrl.scheduler.global_step)
+        self._view.refresh()
 
     def say(self, line: str) -> None:
         """Print a line above the progress, if that is shown at all."""
-        if not self._progress.disable:
-            self._progress.console.print(line, markup=False, highlight=False)
+        self._view.say(line)
 
     def _write(self, event: str, scalars: Mapping[str, float | Tensor]) -> None:
         values = {**_plain(scalars), **self._ctrl.scalars()}
@@ -124,30 +119,35 @@ class TrainingMonitor:
             row = {"event": event, "epoch": scheduler.epoch + 1, "step": scheduler.global_step}
             # JSON has no NaN
             finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-            self._log({**row, "seconds": round(self._elapsed + time.monotonic() - self._begin, 3), **finite})
+            self._log({**row, "seconds": round(self._seconds(), 3), **finite})
         if self._writer is not None:
             for name, value in values.items():
                 self._writer.add_scalar(name, value, scheduler.global_step)
 
-    def _draw(self, step: int) -> None:
+    def _seconds(self) -> float:
+        return self._elapsed + time.monotonic() - self._begin
+
+    def _progress(self) -> Progress:
+        scheduler = self._ctrl.scheduler
         frozen = self._ctrl.compression_stage() is CompressionStage.FULLY_COMPRESSED
-        phase = "fine-tuning" if frozen else "pruning and quantization"
-        self._progress.update(
-            self._task,
-            completed=step,
-            description=f"epoch {self._ctrl.scheduler.epoch + 1} of {self._epochs}, {phase}",
-            figures=self._figures(),
+        return Progress(
+            epoch=max(1, scheduler.epoch + 1),
+            epochs=self._epochs,
+            step=scheduler.global_step,
+            steps=None if self._steps_per_epoch is None else self._epochs * self._steps_per_epoch,
+            phase="fine-tuning" if frozen else "pruning and quantization",
+            seconds=self._seconds(),
+            seconds_left=self._seconds_left(scheduler.global_step),
+            latest=self._latest,
         )
 
-    def _figures(self) -> str:
-        latest = self._latest
-        parts = [f"{name} {latest[name]:.3f}" for name in ("loss", "compression_loss") if name in latest]
-        for name, title in (("bops_ratio", "BOPs"), ("macs_ratio", "MACs"), ("size_ratio", "size")):
-            if f"{name}_asked" in latest:
-                parts.append(f"{title} {latest[name]:.4f} of {latest[f'{name}_asked']:.4f}")
-        if "accuracy" in latest:
-            parts.append(f"accuracy {latest['accuracy']:.2%}")
-        return ", ".join(parts)
+    def _seconds_left(self, step: int) -> float | None:
+        """At the pace of this process so far, validation included."""
+        if self._steps_per_epoch is None or self._first_step is None:
+            return None
+        done = step - self._first_step + 1
+        left = max(0, self._epochs * self._steps_per_epoch - step)
+        return left * (time.monotonic() - self._begin) / done
 
 
 def _plain(scalars: Mapping[str, float | Tensor]) -> dict[str, float]:
