@@ -54,11 +54,11 @@ class CompressionCallback(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        # with accumulated gradients several batches belong to one step
+        # with accumulated gradients several batches belong to one step; 0 is Lightning's way to log nothing
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if trainer.global_step % every == 0 and trainer.global_step != self._logged:
+        if every and trainer.global_step % every == 0 and trainer.global_step != self._logged:
             self._logged = trainer.global_step
-            pl_module.log_dict({f"compression/{name}": value for name, value in self._ctrl.scalars().items()})
+            pl_module.log_dict(self._ctrl.scalars())
 
     def state_dict(self) -> dict[str, Any]:
         return self._ctrl.get_compression_state()

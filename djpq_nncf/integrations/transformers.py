@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from djpq_nncf.algorithms import CompressionController
+from djpq_nncf.algorithms import CompressionController, CompressionStage
 from djpq_nncf.errors import CheckpointError
 
 try:
@@ -53,6 +53,7 @@ class CompressionTrainer(Trainer):
     It adds ``ctrl.loss()`` to the loss and the controller's scalars to the log, takes AdamW with ``ctrl.param_groups``
     where no optimizer is given, and resumes the compression from Trainer's checkpoints. Where gradients are accumulated
     each batch is a step for the controller. A model that was captured without labels needs ``compute_loss_func``.
+    ``load_best_model_at_end`` takes the best checkpoint after the freeze: those before are not compressed yet.
 
     Args:
         ctrl: of the model.
@@ -104,8 +105,21 @@ class CompressionTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         super().log({**logs, **self._ctrl.scalars()} if "loss" in logs else logs, start_time)
 
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        if self._ctrl.compression_stage() is not CompressionStage.FULLY_COMPRESSED:
+            return False
+        return super()._determine_best_metric(metrics, trial)
+
+    def _load_best_model(self) -> None:
+        self._load_compression_state(Path(self.state.best_model_checkpoint))
+        super()._load_best_model()
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        path = Path(resume_from_checkpoint) / STATE_FILE
+        self._load_compression_state(Path(resume_from_checkpoint))
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_compression_state(self, checkpoint: Path) -> None:
+        path = checkpoint / STATE_FILE
         try:
             state = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
@@ -113,4 +127,3 @@ class CompressionTrainer(Trainer):
                 f"{path} cannot be read ({error}). Resume from a checkpoint that CompressionTrainer saved."
             ) from error
         self._ctrl.load_state(state)
-        super()._load_from_checkpoint(resume_from_checkpoint, model)

@@ -110,4 +110,10 @@ def test_each_accumulated_batch_is_a_step(tmp_path: Path) -> None:
 def test_scalars_are_logged(tmp_path: Path) -> None:
     ctrl = compressed()
     trainer = fit(ctrl, tmp_path, log_every_n_steps=1, enable_checkpointing=False)
-    assert trainer.logged_metrics["compression/bops_ratio"] == pytest.approx(ctrl.scalars()["bops_ratio"])
+    for name, value in ctrl.scalars().items():
+        assert trainer.logged_metrics[name] == pytest.approx(value)
+
+
+def test_nothing_is_logged_where_lightning_is_told_so(tmp_path: Path) -> None:
+    trainer = fit(compressed(), tmp_path, log_every_n_steps=0, max_steps=2, enable_checkpointing=False)
+    assert "bops_ratio" not in trainer.logged_metrics

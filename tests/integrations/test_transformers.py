@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -15,9 +16,15 @@ from djpq_nncf import CompressionController, create_compressed_model
 from djpq_nncf.errors import CheckpointError
 
 transformers = pytest.importorskip("transformers")
-from transformers import BertConfig, BertForSequenceClassification, TrainingArguments  # noqa: E402
+from transformers import (  # noqa: E402
+    BertConfig,
+    BertForSequenceClassification,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
-from djpq_nncf.integrations.transformers import STATE_FILE, CompressionTrainer  # noqa: E402
+from djpq_nncf.integrations.transformers import STATE_FILE, CompressionCallback, CompressionTrainer  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
 CONFIG = {
@@ -71,7 +78,7 @@ def trainer_of(ctrl: CompressionController, folder: Path, **options: Any) -> InO
         "use_cpu": True,
     }
     args = TrainingArguments(str(folder), **{**arguments, **options})
-    return InOrder(ctrl, args=args, train_dataset=SAMPLES, compute_loss_func=loss_of)
+    return InOrder(ctrl, args=args, train_dataset=SAMPLES, eval_dataset=SAMPLES[:8], compute_loss_func=loss_of)
 
 
 def same(left: nn.Module, right: nn.Module) -> bool:
@@ -99,6 +106,29 @@ def test_as_a_plain_loop(whole: CompressionController) -> None:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+    assert ctrl.get_compression_state() == whole.get_compression_state()
+    assert same(ctrl.model, whole.model)
+
+
+def test_plain_trainer(whole: CompressionController, tmp_path: Path) -> None:
+    """As docs/training.md says."""
+
+    class Steps(TrainerCallback):  # type: ignore[misc]
+        def on_step_begin(self, *_: Any, **others: Any) -> None:
+            ctrl.scheduler.step()
+
+    ctrl = compressed()
+    args = trainer_of(ctrl, tmp_path).args
+    trainer = Trainer(
+        ctrl.model,
+        args,
+        compute_loss_func=lambda *given, **named: loss_of(*given, **named) + ctrl.loss(),
+        callbacks=[CompressionCallback(ctrl), Steps()],
+        optimizers=(torch.optim.AdamW(ctrl.param_groups(lr=1e-3, weight_decay=0.0)), None),
+        train_dataset=SAMPLES,
+    )
+    trainer.get_train_dataloader = lambda: DataLoader(SAMPLES, 8)
+    trainer.train()
     assert ctrl.get_compression_state() == whole.get_compression_state()
     assert same(ctrl.model, whole.model)
 
@@ -162,6 +192,20 @@ def test_scalars_are_logged(tmp_path: Path) -> None:
     logged = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert len(logged) == 18
     assert logged[-1]["bops_ratio"] == pytest.approx(ctrl.scalars()["bops_ratio"])
+
+
+def test_best_model_is_one_after_the_freeze(tmp_path: Path) -> None:
+    """The first checkpoints have the better scores, and are not compressed: the third is the best that is."""
+    ctrl, scores = compressed(), iter((0.9, 0.8, 0.7, 0.6))
+    options = {"save_strategy": "epoch", "eval_strategy": "epoch", "load_best_model_at_end": True}
+    trainer = trainer_of(ctrl, tmp_path, num_train_epochs=4, metric_for_best_model="score", **options)
+    trainer.compute_metrics = lambda predicted: {"score": next(scores)}
+    trainer.train()
+    checkpoint = tmp_path / "checkpoint-18"
+    assert ctrl.get_compression_state() == json.loads((checkpoint / STATE_FILE).read_text())
+    for name, value in load_file(checkpoint / "model.safetensors").items():
+        assert torch.equal(ctrl.model.state_dict()[name], value), name
+    assert ctrl.statistics().djpq.bops_ratio <= 0.05
 
 
 def test_another_trainers_checkpoint(tmp_path: Path) -> None:
