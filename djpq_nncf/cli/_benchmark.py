@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 
 from djpq_nncf.benchmark import RUNTIMES, Entry, Plan, run_benchmark, write_variants
-from djpq_nncf.cli._model import find_inputs, is_file, parse_shape
+from djpq_nncf.cli._model import find_inputs, is_file, is_folder, parse_shape
 from djpq_nncf.config import NNCFConfig
-from djpq_nncf.errors import DataError, ExportError
+from djpq_nncf.errors import DataError, ExportError, RunError
 from djpq_nncf.export import complete_files
-from djpq_nncf.run import load_model
+from djpq_nncf.run import RunFolder, load_model
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ def benchmark_models(request: Request, *, say: Callable[[str], None]) -> str:
         CaptureError: there is no such network, or it cannot be captured.
         DataError: shapes or options do not fit.
         ExportError: a file is missing, damaged or cannot be written.
+        RunError: a folder holds no run, or one whose files are missing.
     """
     _check(request)
     with ExitStack() as stack:
@@ -69,7 +70,7 @@ def _check(request: Request) -> None:
     for model in request.models:
         if is_file(model) and Path(model).suffix not in suffixes:
             raise DataError(f"'{model}' does not run in {' or '.join(request.runtimes)}. Leave --runtime out.")
-    if all(map(is_file, request.models)):
+    if all(is_file(model) or is_folder(model) for model in request.models):
         for option, given in (
             ("--config", request.config),
             ("--prune", any(request.shares)),
@@ -86,6 +87,9 @@ def _entries(model: str, request: Request, folder: Path, say: Callable[[str], No
     shape = None if request.input_shape is None else parse_shape(request.input_shape)
     if is_file(model):
         yield Entry(model, Path(model), shape=shape)
+        return
+    if is_folder(model):
+        yield from _of_run(model, _suffixes(request), shape)
         return
     network = load_model(model)
     config = None if request.config is None else NNCFConfig.from_json(request.config)
@@ -104,6 +108,21 @@ def _entries(model: str, request: Request, folder: Path, say: Callable[[str], No
     except OSError as error:
         raise ExportError(f"Cannot make the folder {own}: {error.strerror}. Choose another one.") from error
     yield from write_variants(model, network, plan, own, say=say)
+
+
+def _of_run(path: str, suffixes: tuple[str, ...], shape: tuple[int, ...] | None) -> Iterator[Entry]:
+    """The network of a run before compression and after, which is compared with it."""
+    folder = RunFolder(path)
+    folder.settings  # noqa: B018  (is there a run at all?)
+    for name, variant in (("fp32", "FP32"), ("compressed", "compressed")):
+        for suffix in suffixes:
+            file = folder.path / f"{name}{suffix}"
+            if not file.is_file():
+                raise RunError(
+                    f"The run in {path} has no {file.name}. If it is not finished, the same `djpq-nncf compress` "
+                    f"continues it; `djpq-nncf export {path}` writes the compressed files again."
+                )
+            yield Entry(path, file, variant=variant, is_baseline=name == "fp32", shape=shape)
 
 
 def _suffixes(request: Request) -> tuple[str, ...]:

@@ -16,6 +16,11 @@ def is_file(name: str) -> bool:
     return Path(name).suffix in (".xml", ".onnx")
 
 
+def is_folder(name: str) -> bool:
+    """Does ``name`` stand for the folder of a run instead of a network?"""
+    return Path(name).is_dir()
+
+
 def parse_shape(text: str) -> tuple[int, ...]:
     """``"1,3,224,224"`` as a tuple.
 

@@ -8,6 +8,7 @@ import typer
 
 from djpq_nncf.cli._app import app
 from djpq_nncf.cli._errors import reports_errors
+from djpq_nncf.cli._sweep_arguments import SweepCommand, check_compress_arguments
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder that `compress` made.")]
 _MEAN, _DEVIATION = "0.485,0.456,0.406", "0.229,0.224,0.225"
@@ -111,8 +112,11 @@ def export(
     from djpq_nncf.run import export_run
 
     suffixes = tuple(suffix for suffix, wanted in ((".xml", openvino), (".onnx", onnx)) if wanted)
-    for path in export_run(run, suffixes=suffixes, opset=opset, packed_weights=packed_weights):
-        typer.echo(f"Wrote {path}")
+    if not suffixes:
+        raise typer.BadParameter("there is nothing left to write.", param_hint="--no-onnx --no-openvino")
+    if opset is not None and not onnx:
+        raise typer.BadParameter("is of ONNX, which --no-onnx leaves out.", param_hint="--opset")
+    export_run(run, suffixes=suffixes, opset=opset, packed_weights=packed_weights, say=typer.echo)
 
 
 @app.command()
@@ -129,9 +133,7 @@ def verify(
     """
     from djpq_nncf.run import verify_run
 
-    verifications = verify_run(run)
-    for verification in verifications:
-        typer.echo(verification.to_str())
+    verifications = verify_run(run, say=typer.echo)
     off = [entry.path for entry in verifications if not entry.max_relative_difference <= tolerance]
     if off:
         typer.echo(f"Differs by more than --tolerance {tolerance}: {', '.join(off)}", err=True)
@@ -155,13 +157,17 @@ def report(
     typer.echo(f"Wrote {write_run_report(run, out)}")
 
 
-@app.command(context_settings={"allow_interspersed_args": True})
+@app.command(cls=SweepCommand)
 @reports_errors
 def sweep(
+    context: typer.Context,
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="JSON file that all runs start from.")],
     arguments: Annotated[
         list[str],
-        typer.Argument(metavar="-- COMPRESS...", help="Options of `compress`: --model, --data, --checkpoint, ..."),
+        typer.Argument(
+            metavar="OPTIONS OF compress",
+            help="Behind `--`, for all runs: --model, --data, --checkpoint, ...; see `djpq-nncf compress --help`.",
+        ),
     ],
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of the sweep; the same command continues there.")],
     budgets: Annotated[
@@ -190,8 +196,8 @@ def sweep(
         str | None,
         typer.Option(
             metavar="FILE",
-            help="Share the runs with other machines through this Optuna storage, a file or the URL of a database "
-            "(extra `sweep`); FOLDER has to be shared too.",
+            help="Share the runs with the same command on other machines through this Optuna storage, a file or the "
+            "URL of a database (extra `sweep`); FOLDER has to be shared too.",
             show_default=False,
         ),
     ] = None,
@@ -199,12 +205,14 @@ def sweep(
     """Compress once for every combination of the values given, show the front, and pick a run.
 
     Runs are processes of their own: one that fails does not take the others along, and the command then exits with 3.
-    Started again, it leaves out what is finished and continues the rest. Writes `sweep.json` and `sweep.html`.
+    Started again, it leaves out what is finished and continues the rest. `sweep.html` in FOLDER shows the front, with
+    links to the reports in `runs/NAME`.
 
     Example:
     `djpq-nncf sweep c.json --out runs/sweep --budgets 0.02,0.01,0.005 --seeds 0,1 --jobs 2 --most-lost 0.5
     -- --model torchvision:resnet18 --checkpoint resnet18.pth --data photos`
     """
+    check_compress_arguments(context, arguments)
     from djpq_nncf.cli._sweep import SweepRequest, sweep_configs
 
     request = SweepRequest(

@@ -41,7 +41,7 @@ def train_classifier(run: CompressionRun) -> None:
             loss.backward()
             optimizer.step()
             run.log(loss=loss, task_loss=task_loss, compression_loss=compression_loss)
-        run.log_epoch(loss=loss, task_loss=task_loss, accuracy=accuracy(run.model, run.val_batches, run.device))
+        run.log_epoch(accuracy=accuracy(run.model, run.val_batches, run.device))
 
 
 @torch.no_grad()

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What follows the training of a run: export, the check of the files, and the report."""
 
+import contextlib
 import dataclasses
 import itertools
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -15,9 +15,10 @@ from djpq_nncf.algorithms._data import find_example, to_device
 from djpq_nncf.capture import capture
 from djpq_nncf.errors import RunError
 from djpq_nncf.export import ExportVerification, export_model, verify_export
-from djpq_nncf.report import RunReport, write_report
+from djpq_nncf.report import write_report
+from djpq_nncf.run._build import rebuild_run
 from djpq_nncf.run._folder import RunFolder
-from djpq_nncf.run._run import CompressionRun, build_run
+from djpq_nncf.run._run import CompressionRun
 
 SUFFIXES = (".xml", ".onnx")
 _VERIFIED_BATCHES = 4
@@ -26,16 +27,10 @@ _VERIFIED_BATCHES = 4
 def finish_run(run: CompressionRun, *, say: Callable[[str], None]) -> None:
     """Write FP32 and compressed files, check those, and write the report."""
     _cpu(run)
-    folder = run.folder
     for path in _write_files(run, SUFFIXES):
         say(f"Wrote {path}")
     _write_original(run)
-    verifications = _verify(run, folder.exported)
-    for verification in verifications:
-        say(verification.to_str())
-    report = run.ctrl.report_data(verifications=verifications, title=_title(run))
-    folder.write(folder.report_data.name, report.to_dict())
-    say(f"Wrote {write_run_report(folder.path)}")
+    _check_files(run, say)
 
 
 def export_run(
@@ -44,36 +39,49 @@ def export_run(
     suffixes: Sequence[str] = SUFFIXES,
     opset: int | None = None,
     packed_weights: bool = False,
+    say: Callable[[str], None] = print,
 ) -> tuple[Path, ...]:
     """Write the network of a run again, from its checkpoint: ``compressed.xml`` and ``compressed.onnx``.
+
+    The files are verified, and the report is brought up to date.
 
     Args:
         path: folder of the run.
         suffixes: which of ``".xml"`` and ``".onnx"``.
         opset: of ONNX; see `djpq_nncf.export.export_model`.
         packed_weights: pack weights of few bits.
+        say: gets a line for each file.
 
     Raises:
-        RunError: the folder holds no run, or one without a checkpoint.
+        RunError: the folder holds no run, or one that is not trained to the end.
         ExportError: a file cannot be written.
     """
-    run = rebuild_run(path)
-    with run.folder.writing():
-        return tuple(_write_files(run, suffixes, opset=opset, packed_weights=packed_weights))
+    with _writing(path) as run:
+        paths = []
+        for written in _write_files(run, suffixes, opset=opset, packed_weights=packed_weights):
+            say(f"Wrote {written}")
+            paths.append(written)
+        _check_files(run, say)
+    return tuple(paths)
 
 
-def verify_run(path: str | os.PathLike[str]) -> tuple[ExportVerification, ...]:
+def verify_run(path: str | os.PathLike[str], *, say: Callable[[str], None] = print) -> tuple[ExportVerification, ...]:
     """Compare the exported files of a run with its checkpoint in PyTorch, on validation data.
+
+    The report is brought up to date.
+
+    Args:
+        path: folder of the run.
+        say: gets what was found.
 
     Raises:
         RunError: the folder holds no run, or nothing was exported.
         ExportError: a file is damaged.
     """
-    folder = RunFolder(path)
-    folder.settings  # noqa: B018  (is there a run at all?)
-    if not folder.exported:
-        raise RunError(f"{folder.path} holds no exported file. `djpq-nncf export {folder.path}` writes them.")
-    return _verify(rebuild_run(path), folder.exported)
+    with _writing(path) as run:
+        if not run.folder.exported:
+            raise RunError(f"{path} holds no exported file. `djpq-nncf export {path}` writes them.")
+        return _check_files(run, say)
 
 
 def write_run_report(path: str | os.PathLike[str], out: Path | None = None) -> Path:
@@ -87,40 +95,21 @@ def write_run_report(path: str | os.PathLike[str], out: Path | None = None) -> P
         RunError: there is no run, or it is not finished.
     """
     folder = RunFolder(path)
-    status = folder.status
-    if not folder.report_data.is_file():
-        raise RunError(
-            f"The run in {folder.path} is not finished (status {status}). Run the same `djpq-nncf compress` again; it "
-            "continues."
-        )
-    try:
-        content = json.loads(folder.report_data.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RunError(
-            f"{folder.report_data} is damaged ({error}). Remove it, set nothing else, and run the same `djpq-nncf "
-            "compress` again."
-        ) from error
+    folder.settings  # noqa: B018  (is there a run at all?)
     target = folder.report if out is None else out
-    write_report(RunReport.from_dict(content), target, history=folder.read_log())
+    write_report(folder.read_report(), target, history=folder.read_log())
     return target
 
 
-def rebuild_run(path: str | os.PathLike[str]) -> CompressionRun:
-    """The network of a run as its last checkpoint has it, on the CPU.
-
-    Raises:
-        RunError: the folder holds no run, or no epoch was completed.
-    """
+@contextlib.contextmanager
+def _writing(path: str | os.PathLike[str]) -> Iterator[CompressionRun]:
+    """The run in a folder, to which no other process writes meanwhile."""
     folder = RunFolder(path)
-    settings = folder.settings
-    if not folder.checkpoint.is_file():
-        raise RunError(
-            f"The run in {folder.path} has no checkpoint: no epoch was completed. Run the same `djpq-nncf compress` "
-            "again; it continues."
-        )
-    run = build_run(folder, settings, "cpu", 0)
-    _cpu(run)
-    return run
+    folder.settings  # noqa: B018  (where there is no run, no folder is made)
+    with folder.writing():
+        run = rebuild_run(path)
+        _cpu(run)
+        yield run
 
 
 def _cpu(run: CompressionRun) -> None:
@@ -146,10 +135,18 @@ def _write_original(run: CompressionRun) -> None:
         export_model(captured, run.folder.path / f"fp32{suffix}")
 
 
-def _verify(run: CompressionRun, paths: Iterable[Path]) -> tuple[ExportVerification, ...]:
+def _check_files(run: CompressionRun, say: Callable[[str], None]) -> tuple[ExportVerification, ...]:
+    """Compare every exported file with PyTorch, and write the report with what was found."""
     stripped = run.ctrl.strip().cpu()
     batches = list(itertools.islice(run.val_batches, _VERIFIED_BATCHES))
-    return tuple(dataclasses.replace(verify_export(path, stripped, batches), path=path.name) for path in paths)
+    found = []
+    for path in run.folder.exported:
+        found.append(dataclasses.replace(verify_export(path, stripped, batches), path=path.name))
+        say(found[-1].to_str())
+    report = run.ctrl.report_data(verifications=found, title=_title(run))
+    run.folder.write(run.folder.report_data.name, report.to_dict())
+    say(f"Wrote {write_run_report(run.folder.path)}")
+    return tuple(found)
 
 
 def _title(run: CompressionRun) -> str:

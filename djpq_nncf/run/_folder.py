@@ -4,8 +4,8 @@
 import contextlib
 import json
 import os
+import platform
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -13,54 +13,14 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from djpq_nncf.config import NNCFConfig
-from djpq_nncf.errors import RunError
+from djpq_nncf.errors import DataError, RunError
+from djpq_nncf.report import RunReport
+from djpq_nncf.run._settings import RunSettings
 
 FORMAT = 1
-_PACKAGES = ("djpq-nncf", "torch", "nncf", "openvino", "onnxruntime", "onnx")
-
-
-@dataclass(frozen=True)
-class RunSettings:
-    """What decides the result of a run; it is continued only with the same.
-
-    Attributes:
-        config: the configuration as it was written.
-        model: ``package.module:factory`` or ``torchvision:NAME``.
-        data: an image folder, or ``package.module:function`` that returns batches to train and to validate with.
-        weights: file with the parameters of the trained network; None where the factory brings them.
-        train: ``package.module:function`` that trains; None for the classifier's loop.
-        lr: learning rate of the weights.
-        batch_size: images of a step, of an image folder.
-        image_size: height and width in pixels, of an image folder.
-        mean, deviation: of the channels, of an image folder.
-        augment: whether training images of a folder are cropped and flipped at random.
-    """
-
-    config: dict[str, Any]
-    model: str
-    data: str
-    weights: str | None = None
-    train: str | None = None
-    lr: float = 1e-3
-    batch_size: int = 64
-    image_size: int = 224
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    deviation: tuple[float, ...] = (0.229, 0.224, 0.225)
-    augment: bool = True
-
-    @property
-    def nncf_config(self) -> NNCFConfig:
-        return NNCFConfig.from_dict(self.config)
-
-    @property
-    def epochs(self) -> int:
-        """Length of the training."""
-        return self.nncf_config.epochs
-
-    @property
-    def seed(self) -> int:
-        return self.nncf_config.seed
+CONTINUE = "Run the same `djpq-nncf compress` again; it continues."
+_STATUSES = ("training", "trained", "finished")
+_PACKAGES = ("djpq-nncf", "torch", "torchvision", "nncf", "openvino", "onnxruntime", "onnx")
 
 
 class RunFolder:
@@ -105,8 +65,19 @@ class RunFolder:
 
     @property
     def status(self) -> str:
-        """``"training"``, ``"trained"`` or ``"finished"``."""
-        return str(self._read()["status"])
+        """``"training"``, ``"trained"`` or ``"finished"``; without its report a run is only trained."""
+        status = str(self._read()["status"])
+        if status == "finished":
+            try:
+                self.read_report()
+            except RunError:
+                return "trained"
+        return status
+
+    @property
+    def has_progress(self) -> bool:
+        """Whether there is something to continue; a run that completed no epoch is begun anew."""
+        return self.exists and (self.checkpoint.is_file() or self.status == "finished")
 
     @property
     def settings(self) -> RunSettings:
@@ -115,10 +86,10 @@ class RunFolder:
         Raises:
             RunError: there is no run, it is damaged, or another version wrote it.
         """
-        stored = dict(self._read()["settings"])
-        for name in ("mean", "deviation"):
-            stored[name] = tuple(stored[name])
-        return RunSettings(**stored)
+        try:
+            return RunSettings.from_dict(self._read()["settings"])
+        except (KeyError, TypeError, DataError) as error:
+            raise self._damaged(f"its settings: {type(error).__name__}, {error}") from error
 
     @property
     def is_written(self) -> bool:
@@ -157,41 +128,48 @@ class RunFolder:
         finally:
             self._lock.release()
 
-    def begin(self, settings: RunSettings) -> None:
-        """Make the folder of a new run, or check that a run which is there is the same.
+    def check(self, settings: RunSettings) -> None:
+        """Can a run with these settings begin or continue here? Changes nothing.
 
         Raises:
-            RunError: the folder holds another run or something else, or cannot be written to.
+            RunError: the folder holds another run that completed an epoch, a damaged one, or something else.
         """
-        if self.exists:
-            begun = self.settings
-            changed = [
-                f"{field.name} was {getattr(begun, field.name)!r} and is {getattr(settings, field.name)!r}"
-                for field in fields(settings)
-                if field.name != "config" and getattr(begun, field.name) != getattr(settings, field.name)
-            ]
-            changed += _changes(begun.nncf_config.resolved(), settings.nncf_config.resolved(), "$")
-            if changed:
+        if self.has_progress:
+            if changed := self.settings.changes(settings):
                 raise RunError(
                     f"{self.path} holds a run with other settings: {'; '.join(changed)}. Choose another folder with "
                     "--out, or remove this one."
                 )
-            return
-        if foreign := sorted(entry.name for entry in self.path.iterdir() if entry.name != ".lock"):
+        elif not self.exists and (foreign := sorted(e.name for e in self.path.iterdir() if e.name[0] != ".")):
             raise RunError(
                 f"{self.path} holds no run but other files ({', '.join(foreign[:3])}). Choose an empty folder with "
                 "--out."
             )
-        self.write("config.json", settings.config)
+
+    def begin(self, settings: RunSettings) -> None:
+        """Write down what a run shall be, where there is none to continue.
+
+        Raises:
+            RunError: the folder cannot be written to.
+        """
+        if self.has_progress:
+            return
+        # first what makes it the folder of a run: an interruption behind it is no obstacle
         self._write_manifest(
             {
                 "format": FORMAT,
                 "status": "training",
                 "begun": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                "versions": {name: version(name) for name in _PACKAGES},
-                "settings": asdict(settings),
+                "seed": settings.seed,
+                "versions": {
+                    "python": platform.python_version(),
+                    **{name: version(name) for name in _PACKAGES},
+                },
+                "settings": settings.to_dict(),
             }
         )
+        self.write("config.json", settings.config)
+        self.log_file.unlink(missing_ok=True)
 
     def set_status(self, status: str) -> None:
         self._write_manifest({**self._read(), "status": status})
@@ -239,8 +217,8 @@ class RunFolder:
         for number, line in enumerate(lines, 1):
             try:
                 if line:
-                    rows.append(json.loads(line))
-            except ValueError as error:
+                    rows.append(dict(json.loads(line)))
+            except (ValueError, TypeError) as error:
                 if number < len(lines):
                     raise RunError(
                         f"{self.log_file}, line {number} is damaged ({error}). Remove that line; the run itself does "
@@ -253,6 +231,19 @@ class RunFolder:
         rows = [row for row in self.read_log() if row.get("step", 0) <= step]
         self.write(self.log_file.name, "".join(json.dumps(row) + "\n" for row in rows))
 
+    def read_report(self) -> RunReport:
+        """What the report shows besides the log.
+
+        Raises:
+            RunError: it was not written yet, or is damaged.
+        """
+        try:
+            return RunReport.from_dict(json.loads(self.report_data.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            raise RunError(f"The run in {self.path} is not finished. {CONTINUE}") from None
+        except (OSError, ValueError) as error:
+            raise RunError(f"{self.report_data} cannot be used: {error} {CONTINUE}") from error
+
     @property
     def _manifest(self) -> Path:
         return self.path / "run.json"
@@ -263,16 +254,26 @@ class RunFolder:
     def _read(self) -> dict[str, Any]:
         try:
             content = json.loads(self._manifest.read_text(encoding="utf-8"))
-            found = content.get("format")
-            if found == FORMAT and {"status", "settings"} <= set(content):
-                return dict(content)
         except FileNotFoundError:
             raise RunError(f"{self.path} holds no run: it has no run.json. `djpq-nncf compress` makes one.") from None
-        except (OSError, ValueError, AttributeError) as error:
-            raise RunError(f"{self._manifest} is damaged ({error}). Begin the run anew in another folder.") from error
-        raise RunError(
-            f"{self.path} was written by another version of djpq-nncf (format {found!r}, this one reads {FORMAT}). "
-            "Continue it with that version, or begin anew in another folder; exported files can be used as they are."
+        except (OSError, ValueError) as error:
+            raise self._damaged(str(error)) from error
+        if not isinstance(content, dict):
+            raise self._damaged(f"it holds a {type(content).__name__}")
+        if (found := content.get("format")) != FORMAT:
+            raise RunError(
+                f"{self.path} was written by another version of djpq-nncf (format {found!r}, this one reads {FORMAT}). "
+                "Continue it with that version, or begin anew in another folder; exported files can be used as they "
+                "are."
+            )
+        if content.get("status") not in _STATUSES or "settings" not in content:
+            raise self._damaged("it lacks settings or status")
+        return content
+
+    def _damaged(self, what: str) -> RunError:
+        return RunError(
+            f"{self._manifest} is damaged ({what}). Begin the run anew in another folder; exported files can be used "
+            "as they are."
         )
 
     def _cannot_write(self, path: Path, error: OSError) -> RunError:
@@ -280,15 +281,3 @@ class RunFolder:
             f"Cannot write {path}: {error.strerror or error}. Free some space; the same command continues after the "
             "last complete epoch."
         )
-
-
-def _changes(old: Any, new: Any, path: str) -> list[str]:
-    """Where two JSON documents differ."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        return [
-            change for key in sorted({*old, *new}) for change in _changes(old.get(key), new.get(key), f"{path}.{key}")
-        ]
-    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        pairs = enumerate(zip(old, new, strict=True))
-        return [change for i, (a, b) in pairs for change in _changes(a, b, f"{path}[{i}]")]
-    return [] if old == new else [f"{path} was {old!r} and is {new!r}"]

@@ -45,6 +45,8 @@ def find_object(name: str, forms: str = _OBJECT_FORM) -> Any:
         CaptureError: there is no such module or name in it, or importing it raises.
     """
     module, _, path = name.partition(":")
+    if not (module and path):
+        raise CaptureError(f"'{name}' names no module and something in it. {forms}")
     # a console script does not search the folder it is called from
     if os.getcwd() not in sys.path:  # noqa: PTH109
         sys.path.insert(0, os.getcwd())  # noqa: PTH109
