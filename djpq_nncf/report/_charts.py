@@ -2,13 +2,14 @@
 """Geometry of the line charts: from series of numbers to places in an SVG."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 WIDTH, HEIGHT = 360, 190
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 34
 _MOST_POINTS = 160
 _MOST_TICKS = 6
+_LEAST_TICKS = 3
 _LEAST = 1e-30
 """Of a logarithmic scale; what is less is not shown."""
 
@@ -35,6 +36,22 @@ class Line:
 
 
 @dataclass(frozen=True)
+class Level:
+    """A value to compare with, over the whole width."""
+
+    name: str
+    value: float
+
+
+@dataclass(frozen=True)
+class ValueTable:
+    """The values one can hover, for those who cannot: of each step one for each line."""
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
 class LineChart:
     """What the template draws.
 
@@ -44,6 +61,7 @@ class LineChart:
         x_ticks, y_ticks: of the axes.
         freeze: where the freeze was; None if that is outside.
         description: the text alternative.
+        table: the values.
     """
 
     title: str
@@ -52,15 +70,18 @@ class LineChart:
     y_ticks: tuple[Tick, ...]
     freeze: float | None
     description: str
+    table: ValueTable
 
 
 def line_chart(
     title: str,
     series: Mapping[str, Series],
     *,
+    axis: tuple[float, float],
     unit: str = "",
     logarithmic: bool = False,
     freeze: float | None = None,
+    level: Level | None = None,
     dashed: Sequence[str] = (),
 ) -> LineChart | None:
     """A chart of several series over the same axis; None if none has two points.
@@ -68,49 +89,64 @@ def line_chart(
     Args:
         title: of the chart.
         series: by name. Values that are not finite, and with ``logarithmic`` those that are not positive, are left out.
+        axis: ends of x.
         unit: behind the values, such as ``" %"``.
         logarithmic: scale of y.
         freeze: x at which the network was frozen.
+        level: what to compare with.
         dashed: names of the series that say what was asked for.
     """
     usable = {
         name: [(x, y) for x, y in values if math.isfinite(y) and (y > _LEAST or not logarithmic)]
         for name, values in series.items()
     }
-    usable = {name: values for name, values in usable.items() if len(values) > 1}
+    usable = {name: _thin(values) for name, values in usable.items() if len(values) > 1}
     if not usable:
         return None
-    xs = [x for values in usable.values() for x, _ in values]
     ys = [math.log10(y) if logarithmic else y for values in usable.values() for _, y in values]
-    x_scale = _Scale(min(xs), max(xs), LEFT, WIDTH - RIGHT)
+    ys += [] if level is None else [level.value]
+    x_scale = _Scale(*axis, LEFT, WIDTH - RIGHT)
     margin = 0.05 * (max(ys) - min(ys)) or 0.05 * abs(ys[0]) or 0.05
     y_scale = _Scale(min(ys) - margin, max(ys) + margin, HEIGHT - BOTTOM, TOP)
 
     def place(x: float, y: float) -> tuple[float, float]:
         return x_scale(x), y_scale(math.log10(y) if logarithmic else y)
 
+    def told(value: float) -> str:
+        return f"{format_value(value)}{unit}"
+
     lines = []
     for number, (name, values) in enumerate(usable.items()):
-        thinned = _thin(values)
-        places = [place(x, y) for x, y in thinned]
-        points = tuple(
-            (*at, f"{name} {format_value(y)}{unit}, step {x:g}") for at, (x, y) in zip(places, thinned, strict=True)
-        )
-        style = "asked" if name in dashed else f"line{number}"
-        lines.append(Line(name, style, " ".join(f"{x},{y}" for x, y in places), () if name in dashed else points))
+        points = tuple((*place(x, y), f"{name} {told(y)}, step {x:g}") for x, y in values)
+        path = " ".join(f"{x},{y}" for x, y, _ in points)
+        lines.append(Line(name, "asked", path, ()) if name in dashed else Line(name, f"line{number}", path, points))
+    described = [f"{name} from {told(values[0][1])} to {told(values[-1][1])}" for name, values in usable.items()]
+    if level is not None:
+        at = y_scale(level.value)
+        name = f"{level.name} {told(level.value)}"
+        lines.append(Line(name, "asked", f"{LEFT},{at} {WIDTH - RIGHT},{at}", ()))
+        described.append(name)
+    if freeze is not None:
+        described.append(f"freeze at step {freeze:g}")
     values_at = _decades(y_scale.low, y_scale.high) if logarithmic else round_values(y_scale.low, y_scale.high)
-    y_ticks = tuple(Tick(y_scale(math.log10(v) if logarithmic else v), f"{format_value(v)}{unit}") for v in values_at)
     return LineChart(
         title=title,
         lines=tuple(lines),
-        x_ticks=tuple(Tick(x_scale(v), f"{v:g}") for v in round_values(min(xs), max(xs))),
-        y_ticks=y_ticks,
-        freeze=None if freeze is None or not min(xs) < freeze < max(xs) else x_scale(freeze),
-        description="; ".join(
-            f"{name} from {format_value(values[0][1])}{unit} to {format_value(values[-1][1])}{unit}"
-            for name, values in usable.items()
-        ),
+        x_ticks=tuple(Tick(x_scale(v), f"{v:g}") for v in round_values(*axis)),
+        y_ticks=tuple(Tick(y_scale(math.log10(v) if logarithmic else v), told(v)) for v in values_at),
+        freeze=None if freeze is None or not axis[0] <= freeze <= axis[1] else x_scale(freeze),
+        description="; ".join(described),
+        table=_table(usable, told),
     )
+
+
+def _table(series: Mapping[str, Series], told: Callable[[float], str]) -> ValueTable:
+    by_step: dict[float, dict[str, str]] = {}
+    for name, values in series.items():
+        for x, y in values:
+            by_step.setdefault(x, {})[name] = told(y)
+    rows = ((f"{x:g}", *(found.get(name, "-") for name in series)) for x, found in sorted(by_step.items()))
+    return ValueTable(("step", *series), tuple(rows))
 
 
 def round_values(low: float, high: float, most: int = 5) -> list[float]:
@@ -132,13 +168,15 @@ def format_value(value: float) -> str:
 
 
 def _decades(low: float, high: float) -> list[float]:
-    """Round numbers between powers of ten: steps of 1, 2, 5, or whole decades where the interval is long."""
+    """Round numbers between powers of ten: steps of 1, 2, 5, coarser over many decades and finer within one."""
     exponents = range(math.floor(low), math.ceil(high) + 1)
     for steps in ((1, 2, 5), (1, 3), (1,)):
         values = [s * 10.0**d for d in exponents for s in steps if low <= d + math.log10(s) <= high]
         if len(values) <= _MOST_TICKS:
             break
-    return values[:: math.ceil(len(values) / _MOST_TICKS)] if values else [10 ** ((low + high) / 2)]
+    if len(values) < _LEAST_TICKS:
+        return round_values(10**low, 10**high)
+    return values[:: math.ceil(len(values) / _MOST_TICKS)]
 
 
 def _thin(values: Sequence[tuple[float, float]]) -> Sequence[tuple[float, float]]:

@@ -5,23 +5,19 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from djpq_nncf.errors import DataError
 from djpq_nncf.report import _charts
-from djpq_nncf.report._charts import LineChart, Series, format_value, line_chart
+from djpq_nncf.report._charts import format_value
+from djpq_nncf.report._course import COSTS, History, course_charts, final_accuracy, freeze_step, original_accuracy
 from djpq_nncf.report._run_report import LayerFigures, RunReport, total
-
-History = Sequence[Mapping[str, Any]]
-"""Rows of a log: ``event`` ("step", "epoch", ...), ``epoch``, ``step``, and scalars by name."""
-
-_COSTS = {"bops_ratio": "BOPs", "macs_ratio": "MACs", "size_ratio": "weight bits"}
 
 
 @dataclass(frozen=True)
@@ -64,7 +60,7 @@ def _page(report: RunReport, history: History) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=_count, value=format_value, percent=_percent)
+    environment.filters.update(number=_count, value=format_value, percent=_percent, pieces=_pieces)
     return environment.get_template("report.html.jinja").render(
         report=report,
         summary=_summary(report, history),
@@ -77,7 +73,9 @@ def _page(report: RunReport, history: History) -> str:
         ),
         roles=[(role, list(own)) for role, own in groupby(report.groups, key=lambda group: group.role)],
         reasons=_by_reason(report),
-        charts=_charts_of(history),
+        products=any(not layer.weights[1] for layer in report.layers),
+        charts=course_charts(history),
+        frozen=freeze_step(history) is not None,
         epochs=[row for row in history if row.get("event") == "epoch"],
         config=json.dumps(report.config, indent=2),
         geometry=_charts,
@@ -86,12 +84,11 @@ def _page(report: RunReport, history: History) -> str:
 
 def _summary(report: RunReport, history: History) -> list[_Summary]:
     rows = []
-    accuracy = [row["accuracy"] for row in history if row.get("accuracy") is not None]
-    if accuracy:
-        original = next((row["accuracy"] for row in history if row.get("event") == "original"), None)
-        change = "" if original is None else f"{100 * (accuracy[-1] - original):+.2f} points"
+    original, final = original_accuracy(history), final_accuracy(history)
+    if original is not None or final is not None:
+        change = "" if original is None or final is None else f"{100 * (final - original):+.2f} points"
         rows.append(
-            _Summary("Accuracy", "" if original is None else _percent(original), _percent(accuracy[-1]), change)
+            _Summary("Accuracy", *("not measured" if a is None else _percent(a) for a in (original, final)), change)
         )
     for name, after, before in (
         ("BOPs per sample", "bops", "baseline_bops"),
@@ -104,52 +101,9 @@ def _summary(report: RunReport, history: History) -> list[_Summary]:
     if size:
         rows.append(_Summary("Prunable channels", f"{size:,}", f"{kept:,}", f"{_percent(1 - kept / size)} removed"))
     for key, ratio in report.asked.items():
-        name = f"{_COSTS[key][0].upper()}{_COSTS[key][1:]}"
-        rows.append(_Summary(f"{name}, share used", "", f"{report.ratios[key]:.5f}", f"{ratio:g} asked for"))
+        name = f"{COSTS[key][0].upper()}{COSTS[key][1:]}, share of the original"
+        rows.append(_Summary(name, "1", f"{report.ratios[key]:.5f}", f"{ratio:g} asked for"))
     return rows
-
-
-def _charts_of(history: History) -> list[LineChart]:
-    freeze = next(
-        (row["step"] for row in history if row.get("event") in ("epoch", "step") and _is_frozen(row, history)), None
-    )
-    wanted: list[LineChart | None] = [
-        line_chart(
-            "Loss",
-            {name.replace("_", " "): _series(history, name) for name in ("loss", "task_loss", "compression_loss")},
-            freeze=freeze,
-        ),
-        line_chart(
-            "Accuracy", {"accuracy": [(x, 100 * y) for x, y in _series(history, "accuracy")]}, unit=" %", freeze=freeze
-        ),
-    ]
-    for key, name in _COSTS.items():
-        asked = _series(history, f"{key}_asked")
-        if asked or key == "bops_ratio":
-            wanted.append(
-                line_chart(
-                    f"{name[0].upper()}{name[1:]}, share of the original",
-                    {name: _series(history, key), "asked for": asked},
-                    logarithmic=True,
-                    freeze=freeze,
-                    dashed=("asked for",),
-                )
-            )
-    wanted.append(line_chart("Strength", {"strength": _series(history, "strength")}, logarithmic=True))
-    return [chart for chart in wanted if chart is not None]
-
-
-def _is_frozen(row: Mapping[str, Any], history: History) -> bool:
-    """The strength is logged until the freeze."""
-    return "strength" not in row and any("strength" in other for other in history)
-
-
-def _series(history: History, name: str) -> Series:
-    return [
-        (float(row["step"]), float(row[name]))
-        for row in history
-        if row.get("step") is not None and isinstance(row.get(name), (int, float))
-    ]
 
 
 def _most_bits(layers: Sequence[LayerFigures]) -> float:
@@ -178,3 +132,8 @@ def _count(value: float) -> str:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.2f} %" if math.isfinite(share) else "-"
+
+
+def _pieces(name: str) -> list[str]:
+    """A name cut where a line may break."""
+    return re.findall(r"[^./:_-]*[./:_-]*", name)[:-1] or [name]

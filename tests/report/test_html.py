@@ -5,7 +5,6 @@ import copy
 import dataclasses
 import json
 import re
-import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,17 +15,26 @@ import torch
 from djpq_nncf import create_compressed_model
 from djpq_nncf.algorithms import CompressionController
 from djpq_nncf.errors import DataError
-from djpq_nncf.report import RunReport, write_report
+from djpq_nncf.report import FileCheck, RunReport, write_report
+from tests.report.chromium import launched
 from tests.run.digits import CONFIG, network
 
 HISTORY: list[dict[str, Any]] = [
     {"event": "original", "epoch": 0, "step": 0, "accuracy": 0.975},
     *(
-        {"event": "epoch", "epoch": n, "step": 16 * n, "loss": 2.0 / n, "accuracy": 0.9 + n / 100,
+        {"event": "epoch", "epoch": n, "step": 16 * n, "loss": 2.0 / n, "task_loss": 1.9 / n, "accuracy": 0.9 + n / 100,
          "bops_ratio": 0.05 / n, "bops_ratio_asked": 0.02, **({"strength": 0.1 * n} if n < 3 else {})}
         for n in range(1, 6)
     ),
 ]  # fmt: skip
+
+
+# what its box cuts off or what leaves the page, besides the tables that scroll
+CUT = """[...document.querySelectorAll('h1, h2, h3, td, th, dd, dt, .bar span, figcaption')]
+    .filter(part => !part.closest('.scroll, .values'))
+    .filter(part => part.clientWidth && part.scrollWidth > part.clientWidth + 1
+        || part.getBoundingClientRect().right > innerWidth)
+    .map(part => part.outerHTML)"""
 
 
 @pytest.fixture(scope="module")
@@ -37,20 +45,32 @@ def ctrl() -> CompressionController:
     return ctrl
 
 
+def draw(ctrl: CompressionController, path: Path) -> None:
+    checks = tuple(
+        FileCheck(f"compressed.{kind}", "ONNX Runtime 1.32.0", 600, 0.0303, 0.00159, 1.0, 0.95, ("head",))
+        for kind in ("xml", "onnx")
+    )
+    report = ctrl.report_data(title="tests.report.screenshots:network on tests.report.screenshots:loaders")
+    write_report(dataclasses.replace(report, checks=checks), path, history=HISTORY)
+
+
 class _Text(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
         self.rows: list[str] = []
         self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self._continued = False
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
+        self._continued = tag == "wbr"
         if tag in ("tr", "p", "li", "summary", "title", "h1", "h2", "style"):
             self.rows.append("")
 
     def handle_data(self, data: str) -> None:
         if self.rows and data.strip():
-            self.rows[-1] += f"|{data.strip()}"
+            self.rows[-1] += data.strip() if self._continued else f"|{data.strip()}"
+        self._continued = False
 
 
 def parsed(path: Path) -> _Text:
@@ -75,6 +95,12 @@ def test_figures_are_those_of_the_network(ctrl: CompressionController, tmp_path:
         assert any(row.startswith(f"|{layer.name}|") and row.endswith(f"|{kept} of {size}") for row in rows)
     assert re.search(r"\|blocks\S*: 13 of 16", text)
     assert "|head: 10 channels stay" in rows
+
+
+def test_accuracy_of_a_loop_that_measures_none(ctrl: CompressionController, tmp_path: Path) -> None:
+    rows = [{"event": "epoch", "epoch": n, "step": n, "loss": 1.0} for n in (1, 2)]
+    ctrl.report(tmp_path / "report.html", history=[HISTORY[0], *rows])
+    assert "|Accuracy|97.50 %|not measured" in parsed(tmp_path / "report.html").rows
 
 
 def test_data_survives_json(ctrl: CompressionController) -> None:
@@ -140,24 +166,41 @@ def test_a_folder_that_is_missing(ctrl: CompressionController, tmp_path: Path) -
         ctrl.report(tmp_path / "nowhere" / "report.html")
 
 
+def test_pictures_have_words(ctrl: CompressionController, tmp_path: Path) -> None:
+    """Each chart has a title and a description, each point says its value when hovered, and a table lists it."""
+    ctrl.report(tmp_path / "report.html", history=HISTORY)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    figures = re.findall(r"<figure>.*?</figure>", page, re.DOTALL)
+    assert len(figures) == 4
+    for figure in figures:
+        (label,) = re.findall(r'<svg [^>]*role="img" aria-labelledby="(\w+ \w+)"', figure)
+        for part in label.split():
+            (text,) = re.findall(rf'id="{part}">([^<]+)<', figure)
+            assert text
+        circles = re.findall(r"<circle [^>]*>(.*?)</circle>", figure)
+        assert len(circles) >= 2
+        listed = {cell for row in re.findall(r"<tr>(.*?)</tr>", figure) for cell in re.findall(r"<td>(.*?)</td>", row)}
+        for circle in circles:
+            value, step = re.fullmatch(r"<title>[^<]* ([\d.]+(?: %)?), step (\d+)</title>", circle).groups()  # type: ignore[union-attr]
+            assert {value, step} <= listed
+    for bar in re.findall(r'<div class="bar[^"]*"([^>]*)>', page):
+        assert re.match(r' title="[^"]+"', bar)
+
+
 def test_in_a_browser(ctrl: CompressionController, tmp_path: Path) -> None:
     """Nothing is fetched, nothing sticks out, and axe finds nothing serious; three widths, light, dark and print."""
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("there is no chromium")
     from axe_playwright_python.sync_playwright import Axe
-    from playwright.sync_api import sync_playwright
 
-    ctrl.report(tmp_path / "report.html", history=HISTORY, title="Digits")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        for width in (375, 768, 1280):
+    draw(ctrl, tmp_path / "report.html")
+    with launched() as browser:
+        for width in (360, 375, 768, 1280):
             page = browser.new_page(viewport={"width": width, "height": 800})
             requests: list[str] = []
             complaints: list[str] = []
             page.on("request", lambda request, requests=requests: requests.append(request.url))
             page.on("console", lambda message, complaints=complaints: complaints.append(message.text))
             page.goto(f"file://{tmp_path}/report.html")
+            assert page.evaluate(CUT) == []
             page.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
             assert len(requests) == 1
             assert not complaints
@@ -166,4 +209,19 @@ def test_in_a_browser(ctrl: CompressionController, tmp_path: Path) -> None:
                 page.emulate_media(color_scheme=scheme, media=media)
                 found = Axe().run(page).response["violations"]
                 assert [(entry["id"], entry["nodes"][0]["html"]) for entry in found] == []
-        browser.close()
+
+
+def test_printed(ctrl: CompressionController, tmp_path: Path) -> None:
+    """What is folded on the screen is there, without its triangle; charts are in pairs; the bars' tracks are seen."""
+    draw(ctrl, tmp_path / "report.html")
+    with launched() as browser:
+        page = browser.new_page(viewport={"width": 718, "height": 1000})
+        page.goto(f"file://{tmp_path}/report.html")
+        page.emulate_media(media="print")
+        parts = ".epochs td, #origin ~ details pre, #groups ~ details li"
+        assert page.evaluate(f"[...document.querySelectorAll('{parts}')].every(part => part.offsetHeight > 0)")
+        assert page.evaluate("getComputedStyle(document.querySelector('summary')).listStyleType") == "none"
+        tops = page.evaluate("[...document.querySelectorAll('figure')].map(one => one.offsetTop)")
+        assert tops[0] == tops[1] < tops[2] == tops[3]
+        track = page.evaluate("getComputedStyle(document.querySelector('.track')).backgroundColor")
+        assert max(map(int, re.findall(r"\d+", track)[:2])) < 235
