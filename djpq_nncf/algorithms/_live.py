@@ -52,7 +52,13 @@ def live_view(
         finally:
             notebook.close()
     else:
-        with Live(get_renderable=renderable, console=console, transient=True, refresh_per_second=_PER_SECOND):
+        with Live(
+            get_renderable=renderable,
+            console=console,
+            transient=True,
+            refresh_per_second=_PER_SECOND,
+            redirect_stdout=sys.stdout.isatty(),  # what goes into a file or a pipe has to arrive there
+        ):
             _shared.append(console)
             try:
                 yield _Terminal(console)

@@ -1,23 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``djpq-nncf sweep``: from what a user types to the table and the choice."""
+"""``djpq-nncf sweep``: from what a user types to the tables and the choice."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from djpq_nncf.config import NNCFConfig
-from djpq_nncf.errors import ConfigError
-from djpq_nncf.run import RunFolder
+from djpq_nncf.errors import ConfigError, DataError
 from djpq_nncf.sweep import (
     LocalQueue,
+    RunOutcome,
     SharedQueue,
+    SweepFolder,
     TrialQueue,
     best_run,
     budget_key,
     expand_grid,
+    over_seeds,
     parse_setting,
     read_outcomes,
     run_sweep,
+    seed_table,
     sweep_table,
     write_sweep_page,
 )
@@ -56,24 +59,35 @@ def sweep_configs(request: SweepRequest, *, say: Callable[[str], None]) -> bool:
     if not texts:
         raise ConfigError("There is nothing to sweep over. Give --budgets, --seeds or --set.")
     trials = expand_grid(config, [parse_setting(text) for text in texts])
-    queue: TrialQueue = LocalQueue(trials)
+    folder = SweepFolder(request.out)
+    folder.begin(trials, request.arguments)
+    queue: TrialQueue = LocalQueue(folder, trials)
     if request.storage is not None:
-        queue = SharedQueue(
-            request.storage,
-            request.out.name,
-            trials,
-            is_running=lambda trial: RunFolder(request.out / "runs" / trial.name).is_written,
-        )
-    failures = run_sweep(request.out, trials, queue, request.arguments, jobs=request.jobs, say=say)
-    outcomes = read_outcomes(request.out / "runs" / trial.name for trial in trials)
+        queue = SharedQueue(request.storage, folder, trials)
+    failures = run_sweep(folder, trials, queue, request.arguments, jobs=request.jobs, say=say)
+    outcomes, damaged = read_outcomes(folder.run(trial.name).path for trial in trials)
+    finished = {outcome.name for outcome in outcomes}
+    failures = {name: reason for name, reason in (failures | damaged).items() if name not in finished}
+    seeds = over_seeds(trials, outcomes)
     if outcomes:
         say(f"\n{sweep_table(outcomes)}\n")
-        say(f"Wrote {write_sweep_page(outcomes, request.out)}")
-    for name, message in sorted(failures.items()):
-        say(f"{name} failed: {message}")
-    if len(outcomes) + len(failures) < len(trials):
-        say(f"{len(trials) - len(outcomes) - len(failures)} runs are left, or with other workers.")
-    if outcomes and (request.most_lost is not None or request.most_bops is not None):
-        best = best_run(outcomes, most_lost=request.most_lost, most_bops=request.most_bops)
+    if seeds:
+        say(f"{seed_table(seeds)}\n")
+    for name, reason in sorted(failures.items()):
+        say(f"{name} failed: {reason}")
+    if left := len(trials) - len(outcomes) - len(failures):
+        say(f"{left} of the runs are with another process; the same command tells what came of them.")
+    limits = {"most_lost": request.most_lost, "most_bops": request.most_bops}
+    best: RunOutcome | None = None
+    impossible: DataError | None = None
+    if outcomes and any(limit is not None for limit in limits.values()):
+        try:
+            best = best_run(outcomes, **limits)
+        except DataError as error:
+            impossible = error
+    say(f"Wrote {write_sweep_page(outcomes, request.out, failures=failures, seeds=seeds, best=best, **limits)}")
+    if impossible is not None:
+        raise impossible
+    if best is not None:
         say(f"Best: {best.path}")
     return len(outcomes) == len(trials)

@@ -30,7 +30,7 @@ def best_run(
         most_bops: BOPs / BOPs of the original.
 
     Raises:
-        DataError: no run is within the limits.
+        DataError: no run is within the limits, or none has logged an accuracy.
     """
     within = [
         outcome
@@ -39,15 +39,26 @@ def best_run(
         and (most_lost is None or outcome.lost <= most_lost)
         and (most_bops is None or outcome.bops_ratio <= most_bops)
     ]
+    if outcomes and all(outcome.lost is None for outcome in outcomes):
+        raise DataError(
+            "No finished run has logged an accuracy to choose by. Let the training log that of the original, "
+            "run.log_original(accuracy=...), and of each epoch, run.log_epoch(accuracy=...)."
+        )
     if not within:
-        limits = [
-            *([] if most_lost is None else [f"at most {most_lost} points lost"]),
-            *([] if most_bops is None else [f"at most {most_bops} of the BOPs"]),
-        ]
-        raise DataError(f"No finished run has {' and '.join(limits)}. Allow more, or sweep over other budgets.")
+        limits = describe_limits(most_lost=most_lost, most_bops=most_bops)
+        raise DataError(f"No finished run has {limits}. Allow more, or sweep over other budgets.")
     if most_lost is not None:
         return min(within, key=lambda o: (o.bops_ratio, o.lost))
     return min(within, key=lambda o: (o.lost, o.bops_ratio))
+
+
+def describe_limits(*, most_lost: float | None, most_bops: float | None) -> str:
+    """What was asked for, in words."""
+    limits = [
+        *([] if most_lost is None else [f"at most {most_lost:g} points lost"]),
+        *([] if most_bops is None else [f"at most {most_bops:g} of the BOPs"]),
+    ]
+    return " and ".join(limits)
 
 
 def sweep_table(outcomes: Sequence[RunOutcome]) -> str:

@@ -25,10 +25,12 @@ class Trial:
     Attributes:
         name: of its folder.
         config: checked.
+        settings: what it is given, as text, by the key.
     """
 
     name: str
     config: dict[str, Any]
+    settings: tuple[tuple[str, str], ...] = ()
 
 
 def parse_setting(text: str) -> Setting:
@@ -69,8 +71,9 @@ def expand_grid(config: Mapping[str, Any], settings: Sequence[Setting]) -> list[
         changed = copy.deepcopy(dict(config))
         for (key, _), value in zip(settings, values, strict=True):
             _put(changed, key, value)
-        name = ",".join(f"{_short(key)}={_plain(value)}" for (key, _), value in zip(settings, values, strict=True))
-        trials.append(Trial(name or "run", dict(NNCFConfig.from_dict(changed))))
+        given = tuple((key, f"{_short(key)}={_plain(value)}") for (key, _), value in zip(settings, values, strict=True))
+        name = ",".join(text for _, text in given) or "run"
+        trials.append(Trial(name, dict(NNCFConfig.from_dict(changed)), given))
     names = [trial.name for trial in trials]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"The sweep has {twice[0]} twice. Give each value of a key once.")

@@ -31,28 +31,36 @@ class RunOutcome:
     lost: float | None
 
 
-def read_outcomes(paths: Iterable[Path]) -> list[RunOutcome]:
-    """Outcomes of those runs that are finished.
-
-    Raises:
-        RunError: a folder is damaged, or of another version.
-    """
-    return [_outcome(folder) for path in paths if (folder := RunFolder(path)).exists and folder.status == "finished"]
+def read_outcomes(paths: Iterable[Path]) -> tuple[list[RunOutcome], dict[str, str]]:
+    """Outcomes of those runs that are finished, and what is wrong with those that cannot be read, by name."""
+    outcomes, damaged = [], {}
+    for path in paths:
+        folder = RunFolder(path)
+        try:
+            if folder.exists and folder.status == "finished":
+                outcomes.append(_outcome(folder))
+        except RunError as error:
+            damaged[path.name] = str(error)
+    return outcomes, damaged
 
 
 def _outcome(folder: RunFolder) -> RunOutcome:
     rows = folder.read_log()
-    last = next((row for row in reversed(rows) if row.get("event") == "epoch"), None)
-    if last is None:
-        raise RunError(f"{folder.log_file} has no row of an epoch: it was changed. Run this one anew.")
-    original = next((row.get("accuracy") for row in rows if row.get("event") == "original"), None)
-    accuracy: Any = last.get("accuracy")
-    return RunOutcome(
-        name=folder.path.name,
-        path=folder.path,
-        bops_ratio=last["bops_ratio"],
-        macs_ratio=last["macs_ratio"],
-        size_ratio=last["size_ratio"],
-        accuracy=accuracy,
-        lost=None if accuracy is None or original is None else 100 * (original - accuracy),
-    )
+    try:
+        last = next((row for row in reversed(rows) if row.get("event") == "epoch"), {})
+        original = next((row.get("accuracy") for row in rows if row.get("event") == "original"), None)
+        accuracy: Any = last.get("accuracy")
+        return RunOutcome(
+            name=folder.path.name,
+            path=folder.path,
+            bops_ratio=float(last["bops_ratio"]),
+            macs_ratio=float(last["macs_ratio"]),
+            size_ratio=float(last["size_ratio"]),
+            accuracy=accuracy,
+            lost=None if accuracy is None or original is None else 100 * (original - accuracy),
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise RunError(
+            f"{folder.log_file} does not say what its last epoch came to ({type(error).__name__}: {error}): it was "
+            f"changed. Remove {folder.path} and run the same command, which begins this run anew."
+        ) from error

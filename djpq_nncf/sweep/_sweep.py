@@ -1,22 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs the trials of a sweep in processes of their own."""
+"""Runs the trials that a queue hands out, several at a time."""
 
-import json
-import os
-import subprocess
-import sys
+import threading
+import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor, as_completed
 
 from djpq_nncf.algorithms._progress import track
 from djpq_nncf.errors import RunError
-from djpq_nncf.run import RunFolder
+from djpq_nncf.sweep._folder import SweepFolder
 from djpq_nncf.sweep._grid import Trial
+from djpq_nncf.sweep._process import CompressProcesses
 from djpq_nncf.sweep._queue import TrialQueue
+
+_POLL_SECONDS = 1.0
 
 
 def run_sweep(
-    folder: Path,
+    folder: SweepFolder,
     trials: Sequence[Trial],
     queue: TrialQueue,
     arguments: Sequence[str],
@@ -26,8 +27,10 @@ def run_sweep(
 ) -> dict[str, str]:
     """Compress once for each trial the queue hands out; runs that are finished stay, others continue.
 
+    Interrupted, it ends the runs that it began.
+
     Args:
-        folder: of the sweep: ``configs/NAME.json``, ``runs/NAME`` and ``output/NAME.txt``, what the run printed.
+        folder: of the sweep, which has begun.
         trials: all of them.
         queue: hands them out.
         arguments: for ``djpq-nncf compress`` besides config and folder.
@@ -35,72 +38,47 @@ def run_sweep(
         say: gets a line for each run that ends.
 
     Returns:
-        The last line that each failed run printed, by name.
+        The reason that each failed run printed, by name.
 
     Raises:
-        RunError: the folder holds another sweep, or cannot be written to.
+        RunError: the folder or the storage cannot be used any more.
     """
-    try:
-        _prepare(folder, trials, arguments)
-    except OSError as error:
-        raise RunError(
-            f"Cannot write to {folder}: {error.strerror or error}. Choose another one with --out."
-        ) from error
-    failures: dict[str, str] = {}
+    processes = CompressProcesses(folder, arguments, jobs)
+    stopped = threading.Event()
     with track("sweep", len(trials)) as advance:
 
-        def work(trial: Trial) -> bool:
-            message = _run(folder, trial, arguments, jobs)
-            if message is not None:
-                failures[trial.name] = message
-            say(f"{trial.name}: {'finished' if message is None else f'failed, {message}'}")
-            advance(1)
-            return message is None
+        def work() -> None:
+            while not stopped.is_set() and (claim := queue.take()) is not None:
+                name = claim.trial.name
+                failure = _run(folder, processes, name)
+                if stopped.is_set():
+                    # not a failure of the run: another process may continue it at once
+                    claim.lock.release()
+                    return
+                queue.end(claim, failure)
+                say(f"{name}: {'finished' if failure is None else f'failed, {failure}'}")
+                advance(1)
 
-        queue.run(work, jobs)
-    return failures
-
-
-def _prepare(folder: Path, trials: Sequence[Trial], arguments: Sequence[str]) -> None:
-    for part in ("configs", "runs", "output"):
-        (folder / part).mkdir(parents=True, exist_ok=True)
-    manifest = folder / "sweep.json"
-    content = {"compress": list(arguments), "trials": {trial.name: trial.config for trial in trials}}
-    if manifest.is_file() and json.loads(manifest.read_text(encoding="utf-8"))["compress"] != content["compress"]:
-        raise RunError(
-            f"{folder} holds a sweep with other arguments for `compress`. Give the same, or choose another folder with "
-            "--out."
-        )
-    _write(manifest, content)
-    for trial in trials:
-        _write(folder / "configs" / f"{trial.name}.json", trial.config)
-
-
-def _write(path: Path, content: object) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
+        told = False
+        while True:
+            with ThreadPoolExecutor(jobs) as pool:
+                try:
+                    for ended in as_completed([pool.submit(work) for _ in range(jobs)]):
+                        ended.result()
+                except BaseException:
+                    stopped.set()
+                    processes.stop()
+                    raise
+            if not queue.waits():
+                return queue.failures()
+            if not told:
+                say("Other processes run the rest. This one waits, and takes over where one of them dies.")
+                told = True
+            time.sleep(_POLL_SECONDS)
 
 
-def _run(folder: Path, trial: Trial, arguments: Sequence[str], jobs: int) -> str | None:
-    """What went wrong, or None."""
-    path = folder / "runs" / trial.name
-    if (run := RunFolder(path)).exists and run.status == "finished":
-        return None
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    output = folder / "output" / f"{trial.name}.txt"
-    command = [sys.executable, "-m", "djpq_nncf", "compress", str(folder / "configs" / f"{trial.name}.json")]
-    with output.open("w", encoding="utf-8") as stream:
-        ended = subprocess.run(
-            [*command, "--out", str(path), *arguments],
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-            env={"OMP_NUM_THREADS": str(threads), **os.environ},
-            check=False,
-        )
-    if ended.returncode == 0:
-        return None
-    if ended.returncode < 0:
-        return f"it was killed by signal {-ended.returncode}; the same command continues it"
-    lines = output.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return f"{lines[-1] if lines else 'without a word'} (all of it in {output})"
+def _run(folder: SweepFolder, processes: CompressProcesses, name: str) -> str | None:
+    try:
+        return None if folder.is_finished(name) else processes.run(name)
+    except RunError as error:
+        return str(error)

@@ -1,14 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Grids, fronts, queues, and sweeps whose runs fail or are killed."""
+"""Grids, fronts, and a real sweep."""
 
 import json
 import math
 import os
 import signal
-import subprocess
-import sys
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +12,19 @@ import pytest
 from typer.testing import CliRunner
 
 from djpq_nncf.cli import app
-from djpq_nncf.errors import ConfigError, DataError, RunError
+from djpq_nncf.errors import ConfigError, DataError
 from djpq_nncf.sweep import (
-    LocalQueue,
     RunOutcome,
-    SharedQueue,
-    Trial,
     best_run,
     expand_grid,
     front,
     parse_setting,
     read_outcomes,
-    write_sweep_page,
 )
-from tests.run.digits import CONFIG
+from tests.sweep.tiny import CONFIG
+from tests.sweep.workers import Worker, until
 
-REPOSITORY = Path(__file__).parents[2]
-COMPRESS = ["--model", "tests.run.digits:network", "--data", "tests.run.digits:loaders"]
+COMPRESS = ["--model", "tests.sweep.tiny:network", "--data", "tests.sweep.tiny:loaders"]
 
 
 def outcome(name: str, bops: float, lost: float | None) -> RunOutcome:
@@ -97,127 +89,34 @@ def test_front_and_choice() -> None:
     assert front([outcome("x", 0.1, None)]) == []
 
 
-@pytest.mark.parametrize("outcomes", [OUTCOMES, OUTCOMES[:1], [outcome("<script>", 0.1, None)] * 2, OUTCOMES[:1] * 2])
-def test_page(tmp_path: Path, outcomes: list[RunOutcome]) -> None:
-    page = write_sweep_page(outcomes, tmp_path).read_text()
-    assert page.count("<circle") == (len(outcomes) if len(outcomes) > 1 and outcomes[0].lost is not None else 0)
-    assert "<script" not in page
-    assert "http:" not in page
-    assert "nan" not in page
-
-
-def test_each_trial_goes_to_one_worker(tmp_path: Path) -> None:
-    pytest.importorskip("optuna")
-    trials = [Trial(f"t{number}", {}) for number in range(6)]
-    queues = [
-        SharedQueue(str(tmp_path / "sweep.log"), "sweep", trials, is_running=lambda trial: True) for _ in range(2)
-    ]
-    taken: list[str] = []
-
-    def work(trial: Trial) -> bool:
-        taken.append(trial.name)
-        time.sleep(0.05)
-        return trial.name != "t3"
-
-    threads = [threading.Thread(target=queue.run, args=(work, 1)) for queue in queues]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(taken) == [trial.name for trial in trials]
-    # begun again, only what failed is left
-    taken.clear()
-    SharedQueue(str(tmp_path / "sweep.log"), "sweep", trials, is_running=lambda trial: True).run(work, 2)
-    assert taken == ["t3"]
-
-
-def test_a_trial_whose_process_died_is_tried_again(tmp_path: Path) -> None:
-    pytest.importorskip("optuna")
-    trials = [Trial(f"t{number}", {}) for number in range(3)]
-    taken: list[str] = []
-
-    def work(trial: Trial) -> bool:
-        taken.append(trial.name)
-        if trial.name == "t1" and len(taken) == 2:
-            raise KeyboardInterrupt
-        return True
-
-    with pytest.raises(KeyboardInterrupt):
-        SharedQueue(str(tmp_path / "sweep.log"), "sweep", trials, is_running=lambda trial: False).run(work, 1)
-    SharedQueue(str(tmp_path / "sweep.log"), "sweep", trials, is_running=lambda trial: False).run(work, 1)
-    assert sorted(taken) == ["t0", "t1", "t1", "t2"]
-
-
-@pytest.mark.parametrize("storage", ["sqlite:///sweep.db", "{}/nowhere/sweep.log", "nonsense://x"])
-def test_a_storage_that_cannot_be_opened(tmp_path: Path, storage: str) -> None:
-    pytest.importorskip("optuna")
-    with pytest.raises(RunError, match="cannot be opened"):
-        SharedQueue(storage.format(tmp_path), "sweep", [], is_running=lambda trial: False)
-
-
-def test_local_queue() -> None:
-    names: list[str] = []
-
-    def work(trial: Trial) -> bool:
-        names.append(trial.name)
-        return False
-
-    LocalQueue([Trial("a", {}), Trial("b", {})]).run(work, 1)
-    assert names == ["a", "b"]
-
-
-def sweep(out: Path, config: Path, *options: str) -> list[str]:
-    return ["sweep", str(config), "--out", str(out), *options, "--", *COMPRESS]
-
-
-@pytest.fixture
-def config(tmp_path: Path) -> Path:
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps(CONFIG))
-    return path
+@pytest.mark.parametrize("limits", [{"most_lost": 1.0}, {"most_bops": 0.02}])
+def test_no_accuracy_to_choose_by(limits: dict[str, float]) -> None:
+    with pytest.raises(DataError, match="logged an accuracy"):
+        best_run([outcome("x", 0.01, None), outcome("y", 0.01, None)], **limits)
 
 
 @pytest.mark.slow
-def test_one_run_killed_and_one_out_of_reach(tmp_path: Path, config: Path) -> None:
+def test_one_run_killed_and_one_out_of_reach(tmp_path: Path) -> None:
     """The others are finished, both are told apart, and the same command finishes the killed one."""
-    out = tmp_path / "sweep"
-    options = ("--budgets", "0.05,1e-6", "--seeds", "0", "--most-lost", "100")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "djpq_nncf", *sweep(out, config, *options)],
-        cwd=REPOSITORY,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    log = out / "runs" / "bops_ratio=0.05,seed=0" / "log.jsonl"
-    deadline = time.monotonic() + 120
-    while not log.is_file() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    found = {int(pid) for task in children.parents[1].iterdir() for pid in (task / "children").read_text().split()}
-    assert found
-    for pid in found:
-        os.kill(pid, signal.SIGKILL)
-    text, _ = process.communicate(timeout=120)
-    assert process.returncode == 3
-    assert "bops_ratio=0.05,seed=0 failed: it was killed by signal 9; the same command continues it" in text
-    assert "bops_ratio=1e-06,seed=0 failed: Error:" in text
-    assert "out of reach" in text
+    config, out = tmp_path / "config.json", tmp_path / "sweep"
+    config.write_text(json.dumps(CONFIG))
+    within, beyond = "bops_ratio=0.05,seed=0", "bops_ratio=1e-06,seed=0"
+    options = ["--budgets", "0.05,1e-6", "--seeds", "0", "--most-lost", "100", "--jobs", "2"]
+    command = ["sweep", str(config), "--out", str(out), *options, "--", *COMPRESS]
+    worker = Worker(command, tmp_path / "worker.txt")
+    until((out / "runs" / within / "log.jsonl").is_file)
+    (run,) = (pid for pid in worker.children() if within in Path(f"/proc/{pid}/cmdline").read_text())
+    os.kill(run, signal.SIGKILL)
+    assert worker.wait() == 3
+    assert f"{within} failed: it was killed by signal 9; the same command continues it" in worker.text
+    assert f"{beyond} failed: Error:" in worker.text
+    assert "out of reach" in worker.text
 
-    again = CliRunner().invoke(app, sweep(out, config, *options))
+    again = CliRunner().invoke(app, command)
     assert again.exit_code == 3, again.output
-    assert "bops_ratio=0.05,seed=0: finished" in again.output
-    assert f"Best: {out / 'runs' / 'bops_ratio=0.05,seed=0'}" in again.output
-    (found_outcome,) = read_outcomes((out / "runs").iterdir())
-    assert math.isclose(found_outcome.bops_ratio, 0.05, rel_tol=0.02)
+    assert f"{within}: finished" in again.output
+    assert f"Best: {out / 'runs' / within}" in again.output
+    (found,), damaged = read_outcomes((out / "runs").iterdir())
+    assert damaged == {}
+    assert math.isclose(found.bops_ratio, 0.05, rel_tol=0.02)
     assert (out / "sweep.html").is_file()
-
-    other = CliRunner().invoke(app, [*sweep(out, config, *options), "--lr", "0.1"])
-    assert other.exit_code == 1
-    assert "other arguments" in other.output
-
-
-def test_nothing_to_sweep_over(tmp_path: Path, config: Path) -> None:
-    result = CliRunner().invoke(app, sweep(tmp_path / "out", config))
-    assert result.exit_code == 1
-    assert "nothing to sweep over" in result.output
