@@ -16,10 +16,12 @@ from djpq_nncf.cost import recount
 from djpq_nncf.export import export_model, round_biases, verify_export
 from djpq_nncf.nn import FrozenActivationQuantizer, FrozenWeightQuantizer
 from tests.export.helpers import make_exact
+from tests.hardware import OVERFLOW_FIX
 from tests.helpers import VGG7, strip
 
 # Neither a target nor a strength: channels and bits are what the test sets.
-CONFIG = {"compression": {"algorithm": "djpq", "pruning": {"gamma": 0.0}, "quantization": {"beta": 0.0}}}
+QUANTIZATION = {"beta": 0.0, "overflow_fix": OVERFLOW_FIX}
+CONFIG = {"compression": {"algorithm": "djpq", "pruning": {"gamma": 0.0}, "quantization": QUANTIZATION}}
 
 NETWORKS = {
     "vgg7": lambda: VGG7(width=32),

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Loads what was saved, compares it with the PyTorch model and says what runs in INT8."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from djpq_nncf.cost._recount import recount
+from djpq_nncf.cost._recount import FileLayer, recount
 from djpq_nncf.errors import DataError, ExportError
 from djpq_nncf.export._program import input_names_of
 from djpq_nncf.export._runtime import Runtime, open_runtime
+from djpq_nncf.export._saturation import saturating_layers
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class ExportVerification:
         top1_agreement: share of samples with the same largest class, None without a 2-D output.
         int8_mac_share: MACs of convs and linears executed in INT8 / all of them, 0 to 1.
         layers: one entry per conv, linear and matmul.
+        saturating: names of layers whose INT8 sums may saturate on this CPU, since it lacks VNNI and their weights have
+            8 bits: they then compute something else than PyTorch. ``quantization.overflow_fix`` avoids it.
     """
 
     path: str
@@ -52,6 +55,7 @@ class ExportVerification:
     top1_agreement: float | None
     int8_mac_share: float
     layers: tuple[LayerExecution, ...]
+    saturating: tuple[str, ...] = ()
 
     def to_str(self) -> str:
         """A few lines for the terminal, with every layer that does not run in INT8."""
@@ -68,6 +72,11 @@ class ExportVerification:
             for layer in self.layers
             if not layer.int8
         ]
+        if self.saturating:
+            lines.append(
+                f"  INT8 sums may saturate on this CPU, which lacks VNNI: {', '.join(self.saturating)} have "
+                'weights of 8 bits. With "quantization": {"overflow_fix": "enable"} no sum does.'
+            )
         return "\n".join(lines)
 
 
@@ -103,7 +112,8 @@ def verify_export(path: str | Path, model: nn.Module, data: Any) -> ExportVerifi
             module.training = mode
     if not comparison.samples:
         raise DataError("There is nothing to compare: data holds no batch. Pass a tensor or a DataLoader.")
-    layers = _layers(path, runtime)
+    counted = recount(path).layers
+    layers = _layers(counted, runtime)
     total = sum(layer.macs for layer in layers)
     return ExportVerification(
         path=str(path),
@@ -114,11 +124,11 @@ def verify_export(path: str | Path, model: nn.Module, data: Any) -> ExportVerifi
         top1_agreement=comparison.agreeing / comparison.classified if comparison.classified else None,
         int8_mac_share=sum(layer.macs for layer in layers if layer.int8) / total if total else 0.0,
         layers=layers,
+        saturating=saturating_layers(counted),
     )
 
 
-def _layers(path: Path, runtime: Runtime) -> tuple[LayerExecution, ...]:
-    layers = recount(path).layers
+def _layers(layers: Sequence[FileLayer], runtime: Runtime) -> tuple[LayerExecution, ...]:
     kernels = runtime.kernels([layer.name for layer in layers])
     found = []
     for layer in layers:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from djpq_nncf.algorithms.djpq._initialization import initialize_activation_ranges, initialize_weight_ranges
+from tests.hardware import OVERFLOW_FIX
 from tests.helpers import insert_into, settings_of, strip
 
 _KEYS = ("layerType", "outputPrecisions", "primitiveType", "runtimePrecision")
@@ -122,7 +123,7 @@ def write_post_training(
 @torch.no_grad()
 def eight_bits(model: nn.Module, x: Tensor) -> GraphModule:
     """A stripped network of 8 bits without any training: all channels, ranges of one batch, gates of various means."""
-    network = insert_into(model, x)
+    network = insert_into(model, x, quantization={"overflow_fix": OVERFLOW_FIX})
     assert network.gates
     for gate in network.gates.values():
         gate.mu.uniform_(0.5, 1.5)
@@ -130,5 +131,5 @@ def eight_bits(model: nn.Module, x: Tensor) -> GraphModule:
     initialize_weight_ranges(network.model, network.weight_quantizers, 8, initializer)
     initialize_activation_ranges(network.model, network.activation_quantizers, 8, [x], initializer)
     for quantizer in (*network.weight_quantizers.values(), *network.activation_quantizers.values()):
-        quantizer.fix_bits(8)
+        quantizer.fix_bits(quantizer.max_bits)
     return strip(network)

@@ -18,6 +18,7 @@ from djpq_nncf.nn._frozen import (
     signed_levels,
     unsigned_levels,
 )
+from tests.hardware import WEIGHT_BITS
 
 _aten = torch.ops.aten
 _LAYERS = {
@@ -180,9 +181,13 @@ def strip(
     per_channel: bool = True,
     seed: int = 0,
 ) -> fx.GraphModule:
-    """Captures ``model`` and quantizes its layers and additions with a bit-width drawn for each tensor."""
+    """Captures ``model`` and quantizes its layers and additions with a bit-width drawn for each tensor.
+
+    Weights have no more bits than this CPU computes with exactly.
+    """
     generator = random.Random(seed)
-    weight_choices, activation_choices = list(weight_bits), list(activation_bits)
+    weight_choices = [min(bits, WEIGHT_BITS) for bits in weight_bits]
+    activation_choices = list(activation_bits)
     captured = capture(model.eval(), args)
     values = _Recorder(captured).record(args)
     quantized: dict[fx.Node, fx.Node] = {}

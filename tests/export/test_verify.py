@@ -10,6 +10,7 @@ from torch import Tensor, fx
 from djpq_nncf.errors import DataError, ExportError
 from djpq_nncf.export import export_model, verify_export
 from tests.export.helpers import NETS, make_exact, strip
+from tests.export.transformers import compress
 
 FORMATS = ["xml", "onnx"]
 
@@ -110,3 +111,17 @@ def test_truncated_file(damaged: str, stripped: fx.GraphModule, tmp_path: Path) 
 def test_wrong_shape_of_data(exported: Path, stripped: fx.GraphModule) -> None:
     with pytest.raises(DataError, match="does not fit"):
         verify_export(exported, stripped, torch.randn(2, 5, 16, 16))
+
+
+@pytest.mark.parametrize(("vnni", "bits", "named"), [(False, 8, True), (False, 7, False), (True, 8, False)])
+def test_names_layers_whose_sums_saturate_on_this_cpu(
+    vnni: bool, bits: int, named: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3))
+    image = torch.randn(2, 3, 8, 8)
+    controller = compress(model, image, bits=[bits], overflow_fix="disable")
+    export_model(controller.strip(), tmp_path / "net.onnx")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "x86_64", "avx512_vnni": vnni})
+    found = verify_export(tmp_path / "net.onnx", controller.strip(), image)
+    assert found.saturating == (("0",) if named else ())
+    assert ("overflow_fix" in found.to_str()) == named

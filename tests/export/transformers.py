@@ -13,13 +13,19 @@ from torch.fx import GraphModule
 from djpq_nncf import create_compressed_model
 from djpq_nncf.algorithms.djpq import DJPQController
 from djpq_nncf.export._runtime import open_runtime
+from tests.hardware import OVERFLOW_FIX
 
 
 def compress(
-    model: nn.Module, *inputs: Tensor, bits: Iterable[int] = range(3, 9), quantized: bool = True
+    model: nn.Module,
+    *inputs: Tensor,
+    bits: Iterable[int] = range(3, 9),
+    quantized: bool = True,
+    overflow_fix: str = OVERFLOW_FIX,
 ) -> DJPQController:
     """A frozen network, nothing pruned, whose quantizers have bit-widths drawn from ``bits``."""
-    djpq = {"pruning": {"enabled": not quantized, "gamma": 0.0}, "quantization": {"enabled": quantized, "beta": 0.0}}
+    quantization = {"enabled": quantized, "beta": 0.0, "overflow_fix": overflow_fix}
+    djpq = {"pruning": {"enabled": not quantized, "gamma": 0.0}, "quantization": quantization}
     if quantized:
         del djpq["pruning"]["gamma"]
     config = {"compression": {"algorithm": "djpq", **djpq}}

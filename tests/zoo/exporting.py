@@ -19,6 +19,7 @@ from djpq_nncf.export import export_model, verify_export
 from djpq_nncf.nn import FrozenActivationQuantizer, FrozenWeightQuantizer
 from djpq_nncf.passes import kept_channels, remove
 from tests.export.helpers import make_exact
+from tests.hardware import OVERFLOW_FIX
 from tests.helpers import PRUNING_ONLY, settings_of
 from tests.zoo.comparison import run, variation
 from tests.zoo.registry import Example, ZooModel
@@ -98,13 +99,13 @@ def _pruned(example: Example) -> GraphModule:
 
 
 def _quantized(example: Example) -> GraphModule:
-    network = _insert(example)
+    network = _insert(example, quantization={"overflow_fix": OVERFLOW_FIX})
     initializer = settings_of(initializer={"range": {"type": "min_max"}}).initializer
     initialize_weight_ranges(network.model, network.weight_quantizers, BITS, initializer)
     batch = dict(zip(argument_names(network.model), example.args, strict=False)) | (example.kwargs or {})
     initialize_activation_ranges(network.model, network.activation_quantizers, BITS, [batch], initializer)
     for quantizer in (*network.weight_quantizers.values(), *network.activation_quantizers.values()):
-        quantizer.fix_bits(BITS)
+        quantizer.fix_bits(min(BITS, quantizer.max_bits))
     stripped = _strip(network)
     _snap_steps(stripped)
     return stripped
