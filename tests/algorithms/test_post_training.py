@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from djpq_nncf import CompressionStage, compress_post_training, create_compressed_model, verify_export
 from djpq_nncf.algorithms.djpq import DJPQController
 from djpq_nncf.errors import ConfigError, DataError
+from tests.hardware import OVERFLOW_FIX
 from tests.helpers import images, randomize
 
 
@@ -88,7 +89,11 @@ def test_the_model_given_stays_and_the_result_is_repeatable() -> None:
 def test_the_target_holds_and_files_compute_the_same(ratio: float, tmp_path: Path) -> None:
     original = randomize(Net())
     ctrl, model = compress_post_training(
-        original, config(target={"bops_ratio": ratio}), data(), search_steps=100, reconstruction_steps=20
+        original,
+        config(target={"bops_ratio": ratio}, quantization={"overflow_fix": OVERFLOW_FIX}),
+        data(),
+        search_steps=100,
+        reconstruction_steps=20,
     )
     assert ctrl.compression_stage() is CompressionStage.FULLY_COMPRESSED
     assert 0.8 * ratio <= ctrl.statistics().djpq.bops_ratio <= ratio
