@@ -47,7 +47,7 @@ def read_outcomes(paths: Iterable[Path]) -> tuple[list[RunOutcome], dict[str, st
 def _outcome(folder: RunFolder) -> RunOutcome:
     rows = folder.read_log()
     try:
-        last = next((row for row in reversed(rows) if row.get("event") == "epoch"), {})
+        last: dict[str, Any] = next((row for row in reversed(rows) if row.get("event") == "epoch"), {})
         original = next((row.get("accuracy") for row in rows if row.get("event") == "original"), None)
         accuracy: Any = last.get("accuracy")
         return RunOutcome(

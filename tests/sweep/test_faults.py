@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sweeps with damaged folders, full disks and wrong arguments: one clear message each, and the rest goes on."""
 
+import io
 import json
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from djpq_nncf.cli import app
-from djpq_nncf.sweep import SweepFolder
+from djpq_nncf.sweep import LocalQueue, SweepFolder, Trial, run_sweep
 from tests.run.digits import CONFIG
 from tests.sweep.conftest import Fakes
 
@@ -146,6 +148,28 @@ def test_no_run_within_the_limits(tmp_path: Path, config: Path, fakes: Fakes) ->
     assert result.exit_code == 1
     assert "No finished run has at most 0.01 points lost" in result.output
     assert "No run has at most 0.01 points lost" in (tmp_path / "sweep" / "sweep.html").read_text()
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_output_into_a_file(tmp_path: Path, fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a terminal the bar is drawn there, and every line still arrives in the file."""
+    for name, value in {"CI": "", "TERM": "xterm", "NO_COLOR": "1"}.items():
+        monkeypatch.setenv(name, value)
+    trials = [Trial("a", CONFIG), Trial("b", CONFIG)]
+    folder = SweepFolder(tmp_path / "sweep")
+    folder.begin(trials, COMPRESS)
+    terminal, output = _Terminal(), io.StringIO()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(sys, "stdout", output)
+    run_sweep(folder, trials, LocalQueue(folder, trials), COMPRESS, jobs=1)
+    monkeypatch.undo()
+    assert output.getvalue() == "a: finished\nb: finished\n"
+    assert "finished" not in terminal.getvalue()
+    assert "sweep" in terminal.getvalue()
 
 
 @pytest.fixture
