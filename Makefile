@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install demo test zoo lint types docs notebooks site clean
+.PHONY: install demo test zoo lint types docs notebooks screenshots site clean
 
 install: $(INSTALLED)
 
@@ -37,6 +37,10 @@ docs: $(INSTALLED)
 
 notebooks: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/jupyter-nbconvert --to notebook --inplace --execute docs/notebooks/*.ipynb
+
+# Pictures of the report and of the progress, of a run that takes two minutes.
+screenshots: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.report.screenshots docs/images
 
 site: $(INSTALLED)
 	$(BIN)/python -m mkdocs build

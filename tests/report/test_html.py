@@ -200,6 +200,7 @@ def test_in_a_browser(ctrl: CompressionController, tmp_path: Path) -> None:
             page.on("request", lambda request, requests=requests: requests.append(request.url))
             page.on("console", lambda message, complaints=complaints: complaints.append(message.text))
             page.goto(f"file://{tmp_path}/report.html")
+            assert page.evaluate("document.querySelectorAll('.scroll').length") == 1  # the table of the epochs
             assert page.evaluate(CUT) == []
             page.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
             assert len(requests) == 1
