@@ -21,7 +21,9 @@ def validate(
 ) -> None:
     """Check a config: says that it is valid, or lists every mistake and exits with code 1.
 
-    Example: `djpq-nncf validate examples/configs/resnet18_djpq.json`
+    For example:
+
+        djpq-nncf validate examples/configs/resnet18_djpq.json
     """
     from djpq_nncf.config import NNCFConfig
 
@@ -63,20 +65,19 @@ def inspect(
         ),
     ] = None,
 ) -> None:
-    """Show what a config does to a network, without data and without training; or what an exported file holds.
+    r"""Show what a config does to a network, without data and without training; or what an exported file holds.
 
     Of a network prints MACs and BOPs of each layer, the channel groups (what is pruned together) as a tree with the
     channels that stay and the reason, and the quantizers. Of a file the layers with bit-widths and MACs, and what it
     says about its origin: versions, config, channels kept.
 
-    Examples:
-    `djpq-nncf inspect torchvision:resnet18 examples/configs/resnet18_djpq.json`
+    For example:
 
-    `djpq-nncf inspect my_package.networks:make_network --input-shape 1,3,32,32`
-
-    `djpq-nncf inspect torchvision:vit_b_16 --input-shape 1,3,224,224 --groups --dot groups.dot`
-
-    `djpq-nncf inspect model.xml`
+        djpq-nncf inspect torchvision:resnet18 c.json
+        djpq-nncf inspect mine:make --input-shape 1,3,32,32
+        djpq-nncf inspect torchvision:vit_b_16 \
+          --input-shape 1,3,224,224 --groups --dot groups.dot
+        djpq-nncf inspect compressed.xml
     """
     from djpq_nncf.cli._model import is_file
 
@@ -106,8 +107,9 @@ def benchmark(
         list[str],
         typer.Argument(
             metavar="MODEL...",
-            help="Exported .xml (OpenVINO) or .onnx (ONNX Runtime) files, timed as they are; and networks, as "
-            "`package.module:factory` or `torchvision:NAME`, of which FP32, NNCF's INT8 and ours are made.",
+            help="Folders that `compress` made, of which the network before and after is timed; exported .xml "
+            "(OpenVINO) or .onnx (ONNX Runtime) files, as they are; and networks, as `package.module:factory` or "
+            "`torchvision:NAME`, of which FP32, NNCF's INT8 and ours are made.",
         ),
     ],
     input_shape: Annotated[
@@ -123,7 +125,10 @@ def benchmark(
     prune: Annotated[
         list[float] | None,
         typer.Option(
-            min=0, max=0.99, help="Remove this share of each channel group at random, 0.5 for half; may be repeated."
+            metavar="SHARE",
+            min=0,
+            max=0.99,
+            help="Remove this share of each channel group at random, 0.5 for half; may be repeated.",
         ),
     ] = None,
     calibration: Annotated[
@@ -135,25 +140,30 @@ def benchmark(
         ),
     ] = None,
     runtime: Annotated[
-        list[str] | None, typer.Option(help="`openvino` or `onnxruntime`; default both. May be repeated.")
+        list[str] | None,
+        typer.Option(metavar="RUNTIME", help="`openvino` or `onnxruntime`; default both. May be repeated."),
     ] = None,
-    batch: Annotated[list[int] | None, typer.Option(min=1, help="Batch size; default 1. May be repeated.")] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="How often each is measured.")] = 20,
-    threads: Annotated[int | None, typer.Option(min=1, help="Default: as many as PyTorch takes.")] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option(metavar="N", min=1, help="Batch size; default 1. May be repeated.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(metavar="N", min=1, help="How often each is measured.")] = 20,
+    threads: Annotated[int | None, typer.Option(metavar="N", min=1, help="Default: as many as PyTorch takes.")] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Keep the files that are made of networks here.")
     ] = None,
     json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures as JSON too.")] = None,
 ) -> None:
-    """Time networks in OpenVINO and ONNX Runtime, all in turn: FP32, INT8 by NNCF after the training, and ours.
+    r"""Time networks in OpenVINO and ONNX Runtime, all in turn: before and after `compress`, or FP32, INT8 and ours.
 
     Prints median and quartiles of the latency of one request and of the throughput of several, and their ratios to
     FP32 in the same runtime. Accuracy is not measured.
 
-    Examples:
-    `djpq-nncf benchmark torchvision:resnet18 --input-shape 1,3,224,224 --prune 0 --prune 0.5`
+    For example:
 
-    `djpq-nncf benchmark fp32.xml compressed.xml --batch 1 --batch 8 --json latency.json`
+        djpq-nncf benchmark runs/first --batch 1 --batch 8 --json latency.json
+        djpq-nncf benchmark fp32.xml compressed.xml
+        djpq-nncf benchmark torchvision:resnet18 \
+          --input-shape 1,3,224,224 --prune 0 --prune 0.5
     """
     from djpq_nncf.cli._benchmark import Request, benchmark_models
 
@@ -186,6 +196,7 @@ def demo(
     epochs: Annotated[
         int | None,
         typer.Option(
+            metavar="N",
             min=2,
             help="Length of each of the two trainings; by default what the demo's config says.",
             show_default=False,
@@ -194,7 +205,10 @@ def demo(
     seed: Annotated[
         int | None,
         typer.Option(
-            min=0, help="Of weights and order of samples; by default what the config says.", show_default=False
+            metavar="N",
+            min=0,
+            help="Of weights and order of samples; by default what the config says.",
+            show_default=False,
         ),
     ] = None,
 ) -> None:
@@ -202,7 +216,9 @@ def demo(
 
     Takes about a minute. Writes OpenVINO IR and ONNX files, runs both, and prints one table.
 
-    Example: `djpq-nncf demo --out runs/demo --seed 1`
+    For example:
+
+        djpq-nncf demo --out runs/demo --seed 1
     """
     from djpq_nncf.cli._demo import demo_to_str
     from djpq_nncf.demo import run_demo

@@ -11,6 +11,7 @@ from djpq_nncf.cli._errors import reports_errors
 from djpq_nncf.cli._sweep_arguments import SweepCommand, check_compress_arguments
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder that `compress` made.")]
+_IMAGES = "Options of image folders"
 _MEAN, _DEVIATION = "0.485,0.456,0.406", "0.229,0.224,0.225"
 
 
@@ -22,16 +23,15 @@ def compress(
         str,
         typer.Option(
             metavar="MODEL",
-            help="`package.module:factory`, which makes the network when called without arguments, or "
-            "`torchvision:NAME`.",
+            help="`package.module:factory`, called without arguments; or `torchvision:NAME`, with --checkpoint.",
         ),
     ],
     data: Annotated[
         str,
         typer.Option(
             metavar="DATA",
-            help="An image folder: `train/` and `val/` with one folder of images for each class, or the classes alone. "
-            "Or `package.module:function`, which returns batches (inputs, labels) to train and to validate with.",
+            help="An image folder: `train/` and `val/` with a folder for each class, or the classes alone. Or "
+            "`package.module:function`, which returns batches (inputs, labels) to train and to validate with.",
         ),
     ],
     out: Annotated[Path, typer.Option(metavar="RUN", help="Folder of the run; the same command continues there.")],
@@ -39,7 +39,7 @@ def compress(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="State dict of the trained network, .safetensors or .pth, where MODEL does not bring its parameters.",
+            help="State dict of the trained network, .safetensors or .pth, where MODEL does not bring it.",
             show_default=False,
         ),
     ] = None,
@@ -47,31 +47,50 @@ def compress(
         str | None,
         typer.Option(
             metavar="FUNCTION",
-            help="`package.module:function`, your own training, called with a `CompressionRun`. Default: Adam and "
-            "cross entropy, for a classifier.",
+            help="`package.module:function`, a training of your own, called with a `CompressionRun`. Default: that "
+            "of a classifier.",
             show_default=False,
         ),
     ] = None,
-    lr: Annotated[float, typer.Option(min=0, help="Learning rate of the weights.")] = 1e-3,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images of a step, of an image folder.")] = 64,
-    image_size: Annotated[int, typer.Option(min=1, help="Height and width in pixels, of an image folder.")] = 224,
-    mean: Annotated[str, typer.Option(metavar="R,G,B", help="Of the pixels in 0 to 1, of an image folder.")] = _MEAN,
-    deviation: Annotated[str, typer.Option(metavar="R,G,B", help="Likewise the standard deviation.")] = _DEVIATION,
-    augment: Annotated[bool, typer.Option(help="Crop and flip the training images of a folder at random.")] = True,
-    device: Annotated[str | None, typer.Option(help="Default: `cuda` where there is one.", show_default=False)] = None,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that load images.")] = 0,
+    lr: Annotated[float, typer.Option(metavar="RATE", min=0, help="Learning rate of the weights.")] = 1e-3,
+    device: Annotated[
+        str | None, typer.Option(metavar="DEVICE", help="Default: `cuda` where there is one.", show_default=False)
+    ] = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write scalars for TensorBoard too.")] = False,
+    batch_size: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Images of a step.", rich_help_panel=_IMAGES)
+    ] = 64,
+    image_size: Annotated[
+        int, typer.Option(metavar="PIXELS", min=1, help="Height and width.", rich_help_panel=_IMAGES)
+    ] = 224,
+    mean: Annotated[
+        str, typer.Option(metavar="R,G,B", help="Mean of the pixels, which are 0 to 1.", rich_help_panel=_IMAGES)
+    ] = _MEAN,
+    deviation: Annotated[
+        str, typer.Option(metavar="R,G,B", help="Their standard deviation.", rich_help_panel=_IMAGES)
+    ] = _DEVIATION,
+    augment: Annotated[
+        bool, typer.Option(help="Crop and flip the training images at random.", rich_help_panel=_IMAGES)
+    ] = True,
+    workers: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Processes that load images.", rich_help_panel=_IMAGES)
+    ] = 0,
 ) -> None:
-    """Compress a trained network: train, freeze, export OpenVINO IR and ONNX, verify both, write the report.
+    r"""Compress a trained network: train, freeze, export OpenVINO IR and ONNX, verify both, write the report.
 
     Everything goes into the folder RUN: `config.json`, `run.json` (settings, versions), `log.jsonl`,
     `checkpoint.safetensors` after each epoch, `compressed.xml/.bin/.onnx`, `fp32.*`, `report.html`. Interrupted, the
     same command continues after the last complete epoch, and arrives where it would have without.
 
-    Examples:
-    `djpq-nncf compress c.json --model torchvision:resnet18 --checkpoint resnet18.pth --data photos --out runs/first`
+    A network of torchvision, on photos in folders:
 
-    `djpq-nncf compress c.json --model mine.networks:make --data mine.data:load --train mine.loop:train --out runs/own`
+        djpq-nncf compress c.json --out runs/first --data photos \
+          --model torchvision:resnet18 --checkpoint resnet18.pth
+
+    Network, batches and training of your own, in mine.py:
+
+        djpq-nncf compress c.json --out runs/own \
+          --model mine:make --data mine:load --train mine:train
     """
     from djpq_nncf.config import NNCFConfig
     from djpq_nncf.run import RunSettings, compress_run
@@ -99,7 +118,8 @@ def export(
     onnx: Annotated[bool, typer.Option(help="Write `compressed.onnx`.")] = True,
     openvino: Annotated[bool, typer.Option(help="Write `compressed.xml` and `.bin`.")] = True,
     opset: Annotated[
-        int | None, typer.Option(help="Of ONNX, for older runtimes; see docs/export.md.", show_default=False)
+        int | None,
+        typer.Option(metavar="N", help="Of ONNX, for older runtimes; see docs/export.md.", show_default=False),
     ] = None,
     packed_weights: Annotated[
         bool, typer.Option("--packed-weights", help="Pack weights into 4 or 2 bits: smaller, and slower on CPUs.")
@@ -107,7 +127,9 @@ def export(
 ) -> None:
     """Write the files of a run again, with other options, from its last checkpoint.
 
-    Example: `djpq-nncf export runs/first --no-openvino --opset 17`
+    The files are verified, and the report is brought up to date. For example:
+
+        djpq-nncf export runs/first --no-openvino --opset 17
     """
     from djpq_nncf.run import export_run
 
@@ -124,12 +146,15 @@ def export(
 def verify(
     run: Run,
     tolerance: Annotated[
-        float, typer.Option(min=0, help="Largest difference allowed, as a share of the output's range.")
+        float,
+        typer.Option(metavar="SHARE", min=0, help="Largest difference allowed, as a share of the output's range."),
     ] = 0.02,
 ) -> None:
     """Run the exported files of a run and compare them with PyTorch on validation data; exits with 3 if they differ.
 
-    Example: `djpq-nncf verify runs/first --tolerance 0.01`
+    The report is brought up to date. For example:
+
+        djpq-nncf verify runs/first --tolerance 0.01
     """
     from djpq_nncf.run import verify_run
 
@@ -150,7 +175,9 @@ def report(
 ) -> None:
     """Draw the report of a finished run again, from what it wrote: one HTML page that needs no network.
 
-    Example: `djpq-nncf report runs/first --out first.html`
+    For example:
+
+        djpq-nncf report runs/first --out first.html
     """
     from djpq_nncf.run import write_run_report
 

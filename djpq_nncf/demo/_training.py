@@ -14,6 +14,7 @@ from djpq_nncf.algorithms import CompressionController
 from djpq_nncf.algorithms._progress import track
 from djpq_nncf.demo._data import Batches
 from djpq_nncf.run import TrainingMonitor
+from djpq_nncf.run._means import Means
 
 
 def train(model: nn.Module, batches: Batches, *, epochs: int, lr: float = 2e-3) -> None:
@@ -64,6 +65,7 @@ def fine_tune(
     factors = [cosine if group["name"] == "weights" else _constant for group in groups]
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
     history: list[dict[str, Any]] = []
+    means = Means()
     with TrainingMonitor(ctrl, epochs=epochs, steps_per_epoch=len(batches), log=history.append) as monitor:
         for _ in range(epochs):
             ctrl.scheduler.epoch_step()
@@ -71,14 +73,17 @@ def fine_tune(
             for images, labels in batches:
                 ctrl.scheduler.step()
                 task_loss = F.cross_entropy(model(images), labels)
-                loss = task_loss + ctrl.loss()
+                compression_loss = ctrl.loss()
+                loss = task_loss + compression_loss
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
                 schedule.step()
-                monitor.step(loss=loss, task_loss=task_loss)
+                losses = {"loss": loss, "task_loss": task_loss, "compression_loss": compression_loss}
+                means.add(**losses)
+                monitor.step(**losses)
             model.eval()
-            monitor.epoch(loss=loss, **({} if evaluate is None else {"accuracy": evaluate()}))
+            monitor.epoch(**means.take(), **({} if evaluate is None else {"accuracy": evaluate()}))
     return history
 
 
