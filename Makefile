@@ -35,8 +35,9 @@ types: $(INSTALLED)
 docs: $(INSTALLED)
 	$(BIN)/python -m djpq_nncf.config docs/configuration.md
 
+# CI=1: without progress, which would stay in their outputs.
 notebooks: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/jupyter-nbconvert --to notebook --inplace --execute docs/notebooks/*.ipynb
+	CI=1 OMP_NUM_THREADS=1 $(BIN)/jupyter-nbconvert --to notebook --inplace --execute docs/notebooks/*.ipynb
 
 # Pictures of the report and of the progress, of a run that takes two minutes.
 screenshots: $(INSTALLED)
