@@ -39,7 +39,10 @@ def network(width: int) -> nn.Module:
 
 def disagreements(ctrl: CompressionController, device: torch.device) -> int:
     """How many numbers of the model and of its statistics differ from those of process 0, over all processes."""
-    values = [*ctrl.model.state_dict().values(), torch.tensor(list(ctrl.scalars().values()))]
+    statistics = ctrl.statistics().djpq
+    layers = [[x.weight_bits, x.activation_bits, *x.in_channels, *x.out_channels] for x in statistics.layers]
+    ratios = list(statistics.ratios.values())
+    values = [*ctrl.model.state_dict().values(), torch.tensor(layers), torch.tensor(ratios)]
     different = torch.zeros((), dtype=torch.long, device=device)
     for value in values:
         first = value.to(device, copy=True)

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """examples/ddp_digits.py: two processes agree bit for bit, and with one process that sees the same batches."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from tests.examples.running import REPOSITORY
 
@@ -15,9 +16,10 @@ EXAMPLE = REPOSITORY / "examples" / "ddp_digits.py"
 TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 
 
-def train(folder: Path, *launcher: str) -> Path:
+def train(folder: Path, *options: str, launcher: tuple[str, ...] = ()) -> tuple[dict[str, Tensor], list[str]]:
+    """The checkpoint, and the rows of the table of layers."""
     result = subprocess.run(
-        [sys.executable, *launcher, EXAMPLE, "--double", "--epochs", "3", "--width", "8", "--out", folder],
+        [sys.executable, *launcher, EXAMPLE, *options, "--width", "8", "--out", folder],
         env={"PYTHONPATH": str(REPOSITORY), "PATH": "", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
@@ -25,15 +27,33 @@ def train(folder: Path, *launcher: str) -> Path:
     )
     assert result.returncode == 0, result.stderr
     assert ("2 processes agree bit for bit." in result.stdout) == bool(launcher)
-    return folder / "checkpoint.safetensors"
+    layers = [line for line in result.stdout.splitlines() if re.search(" (conv2d|linear) ", line)]
+    assert len(layers) == 4
+    return load_file(folder / "checkpoint.safetensors"), layers
+
+
+def difference(one: Tensor, other: Tensor) -> float:
+    """The largest, as a share of the largest number."""
+    one, other = one.double(), other.double()
+    return float((one - other).abs().amax() / one.abs().amax().clamp(min=1e-12)) if one.numel() else 0.0
 
 
 @pytest.mark.slow
-def test_two_processes_are_one(tmp_path: Path) -> None:
-    one, two = train(tmp_path / "one"), train(tmp_path / "two", *TWO)
-    first, second = load_file(one), load_file(two)
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        pytest.param(("--double", "--epochs", "3"), "", id="float64, beyond the freeze"),
+        # sums of float32 are rounded in another order: 37 steps differ by 1e-6, and of the decisions at a freeze some
+        # fall otherwise
+        pytest.param(("--epochs", "1"), "model.", id="float32, the weights after 37 steps"),
+    ],
+)
+def test_two_processes_are_one(tmp_path: Path, options: tuple[str, ...], names: str) -> None:
+    first, layers = train(tmp_path / "one", *options)
+    second, again = train(tmp_path / "two", *options, launcher=TWO)
+    assert again == layers
     assert first.keys() == second.keys()
-    for name, value in first.items():
-        torch.testing.assert_close(second[name], value, rtol=1e-5, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}")
+    differences = {name: difference(first[name], second[name]) for name in first if name.startswith(names)}
+    assert max(differences.values()) <= 1e-5, differences
     closed = [name for name, value in first.items() if name.endswith(".open") and not value.all()]
-    assert closed, "nothing was pruned, so nothing about the choice of channels was compared"
+    assert closed or "--double" not in options, "nothing was pruned, so no choice of channels was compared"
