@@ -111,7 +111,7 @@ class CompressionTrainer(Trainer):
         return super()._determine_best_metric(metrics, trial)
 
     def _load_best_model(self) -> None:
-        self._load_compression_state(Path(self.state.best_model_checkpoint))
+        self._load_compression_state(Path(str(self.state.best_model_checkpoint)))
         super()._load_best_model()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:

@@ -96,11 +96,11 @@ def line_chart(
         level: what to compare with.
         dashed: names of the series that say what was asked for.
     """
-    usable = {
+    drawable = {
         name: [(x, y) for x, y in values if math.isfinite(y) and (y > _LEAST or not logarithmic)]
         for name, values in series.items()
     }
-    usable = {name: _thin(values) for name, values in usable.items() if len(values) > 1}
+    usable = {name: _thin(values) for name, values in drawable.items() if len(values) > 1}
     if not usable:
         return None
     ys = [math.log10(y) if logarithmic else y for values in usable.values() for _, y in values]

@@ -87,15 +87,14 @@ def _summary(report: RunReport, history: History) -> list[_Summary]:
     original, final = original_accuracy(history), final_accuracy(history)
     if original is not None or final is not None:
         change = "" if original is None or final is None else f"{100 * (final - original):+.2f} points"
-        rows.append(
-            _Summary("Accuracy", *("not measured" if a is None else _percent(a) for a in (original, final)), change)
-        )
-    for name, after, before in (
+        before, after = ("not measured" if share is None else _percent(share) for share in (original, final))
+        rows.append(_Summary("Accuracy", before, after, change))
+    for name, used, of in (
         ("BOPs per sample", "bops", "baseline_bops"),
         ("MACs per sample", "macs", "baseline_macs"),
         ("Bits of the weights", "size", "baseline_size"),
     ):
-        old, new = total(report.layers, before), total(report.layers, after)
+        old, new = total(report.layers, of), total(report.layers, used)
         rows.append(_Summary(name, _count(old), _count(new), f"{old / new:.2f}x fewer" if new else ""))
     kept, size = sum(group.kept for group in report.groups), sum(group.size for group in report.groups)
     if size:
