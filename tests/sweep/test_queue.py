@@ -4,12 +4,14 @@
 import shutil
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from djpq_nncf.errors import RunError
 from djpq_nncf.sweep import Claim, LocalQueue, SharedQueue, SweepFolder, Trial
+from djpq_nncf.sweep._folder import write_whole
 from tests.sweep.conftest import Fakes
 
 TRIALS = [Trial(f"t{number}", {}) for number in range(4)]
@@ -128,9 +130,11 @@ def test_another_grid_in_the_same_storage(tmp_path: Path, journal: str, fakes: F
 
 
 def test_sweeps_of_one_name_in_one_storage(tmp_path: Path, journal: str) -> None:
-    for place in ("a", "b"):
-        folder = begun(tmp_path / place / "sweep")
-        assert len(taken(SharedQueue(journal, folder, TRIALS))) == 4
+    first, second = (SharedQueue(journal, begun(tmp_path / place / "sweep"), TRIALS) for place in ("a", "b"))
+    for claim in taken(first):
+        first.end(claim, "bad luck")
+    assert second.failures() == {}
+    assert len(taken(second)) == 4
 
 
 def test_a_run_folder_that_was_removed(tmp_path: Path, journal: str, fakes: Fakes) -> None:
@@ -161,3 +165,17 @@ def test_a_damaged_storage(tmp_path: Path, journal: str) -> None:
     Path(journal).write_text("{\n{\n")
     with pytest.raises(RunError, match="damaged file may be removed"):
         SharedQueue(journal, begun(tmp_path / "sweep"), TRIALS)
+
+
+def test_files_that_several_write_at_once(tmp_path: Path) -> None:
+    """Each is whole, and nobody takes away what another one is about to move into place."""
+    path = tmp_path / "sweep.html"
+
+    def write(text: str) -> None:
+        for _ in range(100):
+            write_whole(path, text)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, ("a" * 10_000, "b" * 20_000, "c", "d")))
+    assert path.read_text() in ("a" * 10_000, "b" * 20_000, "c", "d")
+    assert list(tmp_path.iterdir()) == [path]

@@ -84,6 +84,7 @@ def test_interrupt_ends_the_runs(tmp_path: Path, config: Path, fakes: Fakes, sto
     os.kill(worker.pid, signal.SIGINT)
     assert worker.wait() == 130
     assert "The same command continues" in worker.text
+    assert "failed" not in worker.text
     assert len(runs) == 2
     assert not any(Path(f"/proc/{pid}").exists() for pid in runs)
     assert len(fakes.begun) == 2
