@@ -22,6 +22,9 @@ def main(config: Path, run: Path) -> int:
     with (run / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         note(fake / "begun", run.name)
+        manifest = json.loads((fake / "finished" / "run.json").read_text())
+        if not (run / "run.json").exists():
+            (run / "run.json").write_text(json.dumps({**manifest, "status": "training"}))
         if seed == 13:
             print("Error: seed 13 is out of reach.\nWarning: a semaphore leaked\n╰──╯")  # noqa: T201
             return 1
