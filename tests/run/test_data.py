@@ -125,15 +125,27 @@ def test_too_few_images(classes: dict[str, int], message: str, tmp_path: Path) -
         read(photos(tmp_path, **classes))
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.parametrize("content", ["text", "half"])
-def test_an_image_that_cannot_be_read(content: str, workers: int, tmp_path: Path) -> None:
-    damaged = photos(tmp_path, cat=8) / "cat" / "03.png"
+@pytest.mark.parametrize(
+    ("layout", "part", "content", "workers"),
+    [
+        ("divided", 0, "text", 0),
+        ("divided", 1, "half", 0),
+        ("divided", 0, "half", 1),
+        ("alone", 0, "text", 0),
+        ("alone", 1, "text", 1),
+    ],
+)
+def test_an_image_that_cannot_be_read(layout: str, part: int, content: str, workers: int, tmp_path: Path) -> None:
+    folders = [tmp_path / "train", tmp_path / "val"] if layout == "divided" else [tmp_path]
+    for folder in folders:
+        photos(folder, cat=8)
+    number = 3 if layout == "divided" else contents(read(tmp_path, batch_size=1)[part])[0][1]
+    damaged = (folders * 2)[part] / "cat" / f"{number:02}.png"
     damaged.write_bytes(b"no image" if content == "text" else damaged.read_bytes()[:45])
     settings = dataclasses.replace(SETTINGS, data=str(tmp_path), batch_size=1)
-    train, val, _ = image_folder_batches(settings, workers=workers)
-    with pytest.raises(DataError, match=r"^The image .*03\.png cannot be read: .* Repair or remove it\.$"):
-        list(train), list(val)
+    batches = image_folder_batches(settings, workers=workers)[part]
+    with pytest.raises(DataError, match=rf"^The image {damaged} cannot be read: .* Repair or remove it\.$"):
+        list(batches)
 
 
 @pytest.mark.parametrize(
