@@ -223,4 +223,5 @@ def demo(
     from djpq_nncf.cli._demo import demo_to_str
     from djpq_nncf.demo import run_demo
 
-    typer.echo(demo_to_str(run_demo(out, config=config, epochs=epochs, seed=seed, say=typer.echo), out))
+    outcome = run_demo(out, config=config, epochs=epochs, seed=seed, say=typer.echo)
+    typer.echo(demo_to_str(outcome, out, config=config))

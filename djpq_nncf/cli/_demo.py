@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the demo says when it is done."""
 
+import shutil
+import sys
 from pathlib import Path
 
 from djpq_nncf.demo import Outcome, demo_config
 
 
-def demo_to_str(outcome: Outcome, out: Path) -> str:
-    """The table, the files, and what to do next."""
+def demo_to_str(outcome: Outcome, out: Path, *, config: Path | None = None) -> str:
+    """The table, the files, and what to do next. ``config``: what the demo ran with, None for its own."""
+    # `make demo` leaves the command in .venv/bin, where no shell looks for it
+    command = "djpq-nncf" if shutil.which("djpq-nncf") else sys.argv[0]
     return "\n".join(
         [
             "",
@@ -24,9 +28,9 @@ def demo_to_str(outcome: Outcome, out: Path) -> str:
             "  results.json           the figures of the table",
             "",
             "Next:",
-            f"  change the config      {demo_config()}",
-            "  and run again          djpq-nncf demo --config FILE --out FOLDER",
-            "  look at your network   djpq-nncf inspect your_package.module:factory --input-shape 1,3,224,224",
-            "  compress it            djpq-nncf compress --help, or four lines in your training loop, see README.md",
+            f"  change the config      copy {config or demo_config()}",
+            f"  and run again          {command} demo --config FILE --out FOLDER",
+            f"  look at your network   {command} inspect your_package.module:factory --input-shape 1,3,224,224",
+            f"  compress it            {command} compress --help, or four lines in your training loop, see README.md",
         ]
     )

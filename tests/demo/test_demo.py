@@ -128,6 +128,9 @@ def test_another_config(tmp_path: Path) -> None:
         ],
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
-    run_demo(tmp_path / "out", config=tmp_path / "config.json", epochs=2, say=lambda line: None)
+    options = ["--config", str(tmp_path / "config.json"), "--out", str(tmp_path / "out"), "--epochs", "2"]
+    result = CliRunner().invoke(app, ["demo", *options])
+    assert result.exit_code == 0
+    assert f"copy {tmp_path / 'config.json'}" in result.output  # what to change next
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert 0.049 <= results["after"][0]["bops"] / results["before"][0]["bops"] <= 0.05
