@@ -2,8 +2,6 @@
 """Names, batch size, metadata and size of the files; nothing partial is left behind."""
 
 import errno
-import gc
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from torch import Tensor, fx, nn
 from djpq_nncf.capture import capture
 from djpq_nncf.errors import ExportError
 from djpq_nncf.export import export_model, verify_export
+from tests.disk import small_disk
 from tests.export.helpers import NETS, file_size, make_exact, strip
 
 FORMATS = ["xml", "onnx"]
@@ -143,22 +142,16 @@ def test_failure_while_writing_leaves_nothing_new(
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(tmp_path)], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("mounting a small disk is not permitted here")
-    yield tmp_path
-    gc.collect()  # an error that was caught may still hold the file in memory
-    subprocess.run(["umount", str(tmp_path)], check=True)
+def disk(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path, "16k") as path:
+        yield path
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
-def test_full_disk(suffix: str, stripped: fx.GraphModule, small_disk: Path) -> None:
-    old = small_disk / f"net.{suffix}"
+def test_full_disk(suffix: str, stripped: fx.GraphModule, disk: Path) -> None:
+    old = disk / f"net.{suffix}"
     old.write_text("old")
     with pytest.raises(ExportError, match=rf"Cannot write .*net\.{suffix}"):
         export_model(stripped, old)
-    assert [entry.name for entry in small_disk.iterdir()] == [old.name]
+    assert [entry.name for entry in disk.iterdir()] == [old.name]
     assert old.read_text() == "old"

@@ -4,11 +4,9 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from djpq_nncf.demo import DigitsResNet, load_digits_data
-from djpq_nncf.run import CompressionRun
 
 CONFIG = {
     "seed": 3,
@@ -27,16 +25,3 @@ def loaders() -> tuple[DataLoader[Any], DataLoader[Any]]:
     train = TensorDataset(data.train_images[:512], data.train_labels[:512])
     val = TensorDataset(data.test_images[:128], data.test_labels[:128])
     return DataLoader(train, 32, shuffle=True, drop_last=True), DataLoader(val, 64)
-
-
-def train(run: CompressionRun) -> None:
-    """A loop of a user, who logs less."""
-    optimizer = torch.optim.SGD(run.ctrl.param_groups(lr=run.settings.lr), momentum=0.9)
-    for _ in run.epochs(optimizer):
-        run.model.train()
-        for images, labels in run.batches():
-            loss = F.cross_entropy(run.model(images), labels) + run.ctrl.loss()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            run.log(loss=loss)

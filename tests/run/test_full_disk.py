@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A disk that fills during ``compress``: one error, nothing lost, and the same command continues."""
 
-import gc
 import json
 import os
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,38 +15,22 @@ from djpq_nncf.cli import app
 from djpq_nncf.run import RunFolder
 from djpq_nncf.run import _compress as compress_module
 from djpq_nncf.run import _run as run_module
+from tests.disk import fill, small_disk
 from tests.run.tiny import CONFIG, SETTINGS
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("mounting a small disk is not permitted here")
-    yield disk
-    gc.collect()  # an error that was caught may still hold a file in memory
-    subprocess.run(["umount", str(disk)], check=True)
+def disk(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path / "disk", "1m") as path:
+        yield path
 
 
-def fill(disk: Path) -> None:
-    with (disk / "ballast").open("wb", buffering=0) as stream:
-        try:
-            while True:
-                stream.write(bytes(PAGE))
-        except OSError:
-            pass
-
-
-def test_a_disk_that_fills(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = small_disk.parent / "config.json"
+def test_a_disk_that_fills(disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = disk.parent / "config.json"
     config.write_text(json.dumps(CONFIG))
-    folder = RunFolder(small_disk / "run")
+    folder = RunFolder(disk / "run")
     command = ["compress", str(config), "--model", SETTINGS.model, "--data", SETTINGS.data, "--out", str(folder.path)]
 
     def run_out_of_space(place: Any, name: str, message: str, epochs: int, *, at_once: bool) -> None:
@@ -57,12 +39,12 @@ def test_a_disk_that_fills(small_disk: Path, monkeypatch: pytest.MonkeyPatch) ->
 
         def filling(*args: Any, **kwargs: Any) -> Any:
             if at_once:
-                fill(small_disk)
+                fill(disk)
             result = function(*args, **kwargs)
             if not at_once:
                 with folder.log_file.open("a") as stream:  # its last page has no room either
                     stream.write("\n" * (-folder.log_file.stat().st_size % PAGE))
-                fill(small_disk)
+                fill(disk)
             return result
 
         with monkeypatch.context() as patch:
@@ -74,7 +56,7 @@ def test_a_disk_that_fills(small_disk: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert "Free s" in result.stderr  # "some space", "space"; OpenVINO does not say what is wrong
         assert len(result.stderr.splitlines()) == 1
         assert load_checkpoint(folder.checkpoint).extra["epochs_done"] == epochs
-        (small_disk / "ballast").unlink()
+        (disk / "ballast").unlink()
 
     saved = run_module.save_checkpoint
     run_out_of_space(run_module, "save_checkpoint", f"Cannot write {folder.log_file}", 1, at_once=False)

@@ -4,7 +4,6 @@
 import io
 import json
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from typer.testing import CliRunner, Result
 
 from djpq_nncf.cli import app
 from djpq_nncf.sweep import LocalQueue, SweepFolder, Trial, run_sweep
+from tests.disk import fill, small_disk
 from tests.run.digits import CONFIG
 from tests.sweep.conftest import Fakes
 
@@ -173,43 +173,30 @@ def test_output_into_a_file(tmp_path: Path, fakes: Fakes, monkeypatch: pytest.Mo
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    path = tmp_path / "disk"
-    path.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(path)], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("mounting a small disk is not permitted here")
-    yield path
-    subprocess.run(["umount", str(path)], check=True)
+def disk(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path / "disk", "256k") as path:
+        yield path
 
 
-def test_full_disk(config: Path, fakes: Fakes, small_disk: Path) -> None:
+def test_full_disk(config: Path, fakes: Fakes, disk: Path) -> None:
     """What is finished stays, each other run says what is missing, and the same command continues."""
-    out = small_disk / "sweep"
+    out = disk / "sweep"
     assert sweep(out, config, "--seeds", "0").exit_code == 0
     before = SweepFolder(out).id
-    filler = small_disk / "filler"
-    with filler.open("wb", buffering=0) as stream:
-        while True:
-            try:
-                stream.write(bytes(4096))
-            except OSError:
-                break
+    ballast = fill(disk)
     full = sweep(out, config, "--seeds", "0,1")
     assert full.exit_code == 1
     assert full.output.count("No space left on device") == 1, full.output
     assert "Free some space and run the same command" in full.output
-    filler.unlink()
+    ballast.unlink()
     assert SweepFolder(out).id == before
     again = sweep(out, config, "--seeds", "0,1")
     assert again.exit_code == 0, again.output
     assert fakes.begun.count("seed=0") == 1
 
 
-def test_disk_that_fills_during_a_run(config: Path, fakes: Fakes, small_disk: Path) -> None:
-    out = small_disk / "sweep"
+def test_disk_that_fills_during_a_run(config: Path, fakes: Fakes, disk: Path) -> None:
+    out = disk / "sweep"
     (fakes.path / "finished" / "big.json").write_bytes(bytes(150 * 1024))  # two of them do not fit
     full = sweep(out, config, "--seeds", "0,1")
     assert full.exit_code in (1, 3)
