@@ -74,8 +74,8 @@ class ExportVerification:
         ]
         if self.saturating:
             lines.append(
-                f"  INT8 sums may saturate on this CPU, which lacks VNNI: {', '.join(self.saturating)} have "
-                'weights of 8 bits. With "quantization": {"overflow_fix": "enable"} no sum does.'
+                "  INT8 sums may saturate on this CPU, which lacks VNNI, where weights have 8 bits: "
+                f'{", ".join(self.saturating)}. "quantization": {{"overflow_fix": "enable"}} avoids that'
             )
         return "\n".join(lines)
 
