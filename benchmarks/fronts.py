@@ -134,7 +134,7 @@ def _section(data: str, network: str, runs: Runs) -> str:
             scheme,
             *(spread(run["lost_test"] for run in each) if each else "" for each in found),
             *(f"{mean(run['macs_ratio'] for run in each):.2f}" if each else "" for each in found),
-            str(min(len(each) for each in found if each)),
+            " / ".join(str(len(each)) for each in found if each),
         ]
         if row not in rows:
             rows.append(row)
@@ -190,7 +190,7 @@ def page() -> str:
         "# Accuracy against bit operations\n\n"
         "Written by `python benchmarks/fronts.py` from the runs of `benchmarks/fashion_mnist.py`, `cifar10.py` and\n"
         "`image_folder.py`. Points of test accuracy lost against the FP32 network that all start from, mean and\n"
-        "standard deviation over seeds. All schemes have the same epochs of fine-tuning\n"
+        "standard deviation over seeds (without / with a teacher). All schemes have the same epochs of fine-tuning\n"
         f"({', '.join(f'{name}: {EPOCHS[name]}' for name in NETWORKS)}), optimizer and learning rates; half of the\n"
         "epochs of two stages are pruning, to the share of the MACs (0.9, 0.75 or 0.5) that is best by validation.\n"
         f"MACs: what is left of them. On {STUDY.machines()}.\n\n" + "\n".join(sections)
