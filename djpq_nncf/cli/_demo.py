@@ -11,7 +11,8 @@ from djpq_nncf.demo import Outcome, demo_config
 def demo_to_str(outcome: Outcome, out: Path, *, config: Path | None = None) -> str:
     """The table, the files, and what to do next. ``config``: what the demo ran with, None for its own."""
     # `make demo` leaves the command in .venv/bin, where no shell looks for it
-    command = "djpq-nncf" if shutil.which("djpq-nncf") else sys.argv[0]
+    installed = shutil.which("djpq-nncf") or Path(sys.argv[0]).name != "djpq-nncf"
+    command = "djpq-nncf" if installed else sys.argv[0]
     return "\n".join(
         [
             "",

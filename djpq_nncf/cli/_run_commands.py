@@ -217,7 +217,7 @@ def sweep(
     ] = None,
     most_bops: Annotated[
         float | None,
-        typer.Option(help="Pick the most accurate run with at most this share of the BOPs.", show_default=False),
+        typer.Option(min=0, help="Pick the most accurate run with at most this share of the BOPs.", show_default=False),
     ] = None,
     storage: Annotated[
         str | None,

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How the arguments of ``djpq-nncf sweep`` are shown, and those checked that it passes on to ``compress``."""
 
+import uuid
 from collections.abc import Sequence
 
 import typer
@@ -27,9 +28,10 @@ def check_compress_arguments(context: typer.Context, arguments: Sequence[str]) -
     """
     group = context.parent.command if context.parent is not None else None
     assert isinstance(group, TyperGroup)
-    given = ["CONFIG", "--out", "RUN", *arguments]
+    own = uuid.uuid4().hex
+    given = ["CONFIG", "--out", own, *arguments]
     with group.commands["compress"].make_context("compress", given, parent=context.parent) as parsed:
-        if str(parsed.params["out"]) != "RUN":
+        if str(parsed.params["out"]) != own:
             raise typer.BadParameter(
                 "it stands in front of `--`, and each run gets a folder in it.", context, param_hint="--out"
             )

@@ -148,7 +148,7 @@ class RunReport:
             values = {field.name: data[field.name] for field in fields(cls)}
             for name, kind in parts.items():
                 values[name] = tuple(_entry(kind, entry) for entry in values[name])
-        except (KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError) as error:
             raise DataError(f"The data of the report is damaged: {error}. Write it again.") from error
         return cls(**values)
 

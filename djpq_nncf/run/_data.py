@@ -76,7 +76,13 @@ def image_folder_batches(settings: RunSettings, *, workers: int) -> tuple[Batche
     train: Dataset[Any]
     val: Dataset[Any]
     try:
-        if (folder / "train").is_dir() and (folder / "val").is_dir():
+        divided = [name for name in ("train", "val") if (folder / name).is_dir()]
+        if len(divided) == 1:
+            raise DataError(
+                f"{folder} has {divided[0]}/ and not both of train/ and val/. Name the other part so, or give a folder "
+                "that holds the classes alone."
+            )
+        if divided:
             images = datasets.ImageFolder(folder / "train", training, loader=_read_image)
             held = datasets.ImageFolder(folder / "val", plain, loader=_read_image)
             if images.classes != held.classes:
@@ -130,8 +136,9 @@ def _transforms(settings: RunSettings) -> tuple[Any, Any]:
 def _held_out(classes: list[int], seed: int) -> list[int]:
     generator = torch.Generator().manual_seed(seed)
     chosen: list[int] = []
+    labels = torch.tensor(classes)
     for label in sorted(set(classes)):
-        own = torch.tensor([i for i, entry in enumerate(classes) if entry == label])
+        own = (labels == label).nonzero().flatten()
         count = min(max(1, round(_HELD_OUT * len(own))), len(own) - 1)
         chosen += own[torch.randperm(len(own), generator=generator)[:count]].tolist()
     return sorted(chosen)

@@ -93,14 +93,20 @@ class RunFolder:
 
     @property
     def is_written(self) -> bool:
-        """Whether some process writes here now."""
+        """Whether some process writes here now.
+
+        Raises:
+            RunError: that cannot be found out, as this one may not write here.
+        """
         if not self.path.is_dir():
             return False
         probe = FileLock(self.path / ".lock")
         try:
             probe.acquire(timeout=0)
-        except (Timeout, OSError):
+        except Timeout:
             return True
+        except OSError as error:
+            raise self._cannot_write(self.path, error) from error
         probe.release()
         return False
 
@@ -169,7 +175,8 @@ class RunFolder:
             }
         )
         self.write("config.json", settings.config)
-        self.log_file.unlink(missing_ok=True)
+        for left in (self.log_file, self.report_data, self.report):  # of a run whose checkpoint was removed
+            left.unlink(missing_ok=True)
 
     def set_status(self, status: str) -> None:
         self._write_manifest({**self._read(), "status": status})

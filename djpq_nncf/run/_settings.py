@@ -98,7 +98,11 @@ class RunSettings:
             for field in fields(self)
             if field.name != "config" and getattr(self, field.name) != getattr(other, field.name)
         ]
-        return changed + _changes(self.nncf_config.resolved(), other.nncf_config.resolved(), "$")
+        return changed + self.config_changes(other.config)
+
+    def config_changes(self, config: Mapping[str, Any]) -> list[str]:
+        """How another config differs, likewise."""
+        return _changes(self.nncf_config.resolved(), NNCFConfig.from_dict(dict(config)).resolved(), "$")
 
 
 def _listed(values: tuple[float, ...]) -> str:

@@ -77,7 +77,7 @@ def sweep_chart(
         line=tuple((x(math.log10(o.bops_ratio)), y(o.lost)) for o in on_front if o.lost is not None),
         costs=tuple(Tick(x(math.log10(ratio)), f"1/{1 / ratio:.3g}") for ratio in _decades(x.low, x.high)),
         losses=tuple(Tick(y(value), f"{value:g}") for value in _round_values(y.low, y.high)),
-        most_bops=x.inside(math.log10(most_bops)) if most_bops else None,
+        most_bops=x.inside(math.log10(most_bops)) if most_bops is not None and most_bops > 0 else None,
         most_lost=None if most_lost is None else y.inside(most_lost),
         description="The front: " + "; ".join(_label(o, o.lost) for o in on_front if o.lost is not None) + ".",
     )

@@ -58,7 +58,7 @@ class SweepFolder:
         Trials may be others than before, arguments only while no run has come to anything.
 
         Raises:
-            RunError: the folder holds another sweep, or cannot be written to.
+            RunError: the folder holds another sweep or a run with another config, or cannot be written to.
         """
         with self.locked():
             for part in ("configs", "runs", "output"):
@@ -66,6 +66,8 @@ class SweepFolder:
             begun = self._manifest() if self._file.is_file() else {"id": uuid.uuid4().hex, "compress": None}
             if begun["compress"] not in (None, list(arguments)):
                 self._check_nothing_is_done(begun["compress"])
+            for trial in trials:
+                self._check_config(trial)
             content = {
                 "id": begun["id"],
                 "compress": list(arguments),
@@ -127,6 +129,19 @@ class SweepFolder:
             f"Cannot write to {self.path}: {error.strerror or error}. Free some space and run the same command, or "
             "choose another folder with --out."
         )
+
+    def _check_config(self, trial: Trial) -> None:
+        """What is done of a trial was done with its config; names hold only what the sweep varies."""
+        run = self.run(trial.name)
+        try:
+            changed = run.settings.config_changes(trial.config) if run.has_progress else []
+        except RunError:
+            return  # whoever takes the trial says what is wrong
+        if changed:
+            raise RunError(
+                f"{run.path} was made with another config: {'; '.join(changed)}. Choose another folder with --out, or "
+                "remove that run."
+            )
 
     def _check_nothing_is_done(self, arguments: Any) -> None:
         """After wrong arguments no run has come to anything, and the right ones may take their place."""

@@ -66,6 +66,9 @@ def expand_grid(config: Mapping[str, Any], settings: Sequence[Setting]) -> list[
     Raises:
         ConfigError: a path leads nowhere, or a combination is not valid.
     """
+    keys = [key for key, _ in settings]
+    if repeated := sorted({key for key in keys if keys.count(key) > 1}):
+        raise ConfigError(f"The sweep sets {repeated[0]} twice. Give all its values at once.")
     trials = []
     for values in itertools.product(*(values for _, values in settings)):
         changed = copy.deepcopy(dict(config))

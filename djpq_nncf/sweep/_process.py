@@ -39,12 +39,17 @@ class CompressProcesses:
         output = self._folder.output(name)
         try:
             process = self._start(name)
-            last = _copy(process, output)
-            code = process.wait()
         except OSError as error:
             return f"{error}; the same command continues it"
-        with self._lock:
-            self._running.discard(process)
+        try:
+            last = _copy(process, output)
+        except OSError as error:
+            process.terminate()
+            return f"{error}; the same command continues it"
+        finally:
+            code = process.wait()
+            with self._lock:
+                self._running.discard(process)
         if code == 0:
             return None
         if code < 0:

@@ -116,6 +116,7 @@ def test_data_survives_json(ctrl: CompressionController) -> None:
         (lambda data: data.pop("layers"), "damaged: 'layers'"),
         (lambda data: data["layers"][0].pop("macs"), "damaged"),
         (lambda data: data.update(groups=3), "damaged"),
+        (lambda data: data.update(layers=[1]), "damaged"),
     ],
 )
 def test_damaged_data(ctrl: CompressionController, damage: Any, message: str) -> None:

@@ -160,3 +160,10 @@ def test_an_image_that_cannot_be_read(layout: str, part: int, content: str, work
 def test_normalisation_that_cannot_be(wrong: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
         dataclasses.replace(SETTINGS, **wrong)
+
+
+def test_a_folder_that_is_half_divided(tmp_path: Path) -> None:
+    photos(tmp_path / "train", cat=40, dog=40)
+    photos(tmp_path / "test", cat=4, dog=4)
+    with pytest.raises(DataError, match="has train/ and not both"):
+        read(tmp_path)

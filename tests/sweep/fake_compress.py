@@ -39,6 +39,8 @@ def main(config: Path, run: Path) -> int:
         (run / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         for path in (fake / "finished").glob("*.json"):
             shutil.copy(path, run)
+        settings = {**manifest["settings"], "config": json.loads(config.read_text())}
+        (run / "run.json").write_text(json.dumps({**manifest, "settings": settings}))
         note(fake / "ended", run.name)
     return 0
 

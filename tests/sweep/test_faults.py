@@ -209,6 +209,19 @@ def test_disk_that_fills_during_a_run(config: Path, fakes: Fakes, disk: Path) ->
     assert fakes.begun == ["seed=0", "seed=1", "seed=1"]
 
 
+def test_runs_that_were_made_with_another_config(tmp_path: Path, config: Path, fakes: Fakes) -> None:
+    """What the sweep does not vary is not in the names of its runs."""
+    out = tmp_path / "sweep"
+    assert sweep(out, config, "--seeds", "0,1").exit_code == 0
+    config.write_text(json.dumps({**CONFIG, "target_device": "CPU"}))
+    changed = sweep(out, config, "--seeds", "0,1")
+    assert changed.exit_code == 1
+    assert "$.target_device was 'ANY' and is 'CPU'" in changed.output
+    config.write_text(json.dumps(CONFIG))
+    assert sweep(out, config, "--seeds", "0,1").exit_code == 0
+    assert fakes.begun == ["seed=0", "seed=1"]
+
+
 def test_the_config_is_that_of_the_trial(tmp_path: Path, config: Path, fakes: Fakes) -> None:
     assert sweep(tmp_path / "sweep", config, "--seeds", "7").exit_code == 0
     written = json.loads((tmp_path / "sweep" / "configs" / "seed=7.json").read_text())

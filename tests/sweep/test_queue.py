@@ -12,9 +12,10 @@ import pytest
 from djpq_nncf.errors import RunError
 from djpq_nncf.sweep import Claim, LocalQueue, SharedQueue, SweepFolder, Trial
 from djpq_nncf.sweep._folder import write_whole
+from tests.run.digits import CONFIG
 from tests.sweep.conftest import Fakes
 
-TRIALS = [Trial(f"t{number}", {}) for number in range(4)]
+TRIALS = [Trial(f"t{number}", CONFIG) for number in range(4)]
 
 
 def begun(path: Path, trials: Sequence[Trial] = TRIALS) -> SweepFolder:

@@ -120,3 +120,8 @@ def test_one_run_killed_and_one_out_of_reach(tmp_path: Path) -> None:
     assert damaged == {}
     assert math.isclose(found.bops_ratio, 0.05, rel_tol=0.02)
     assert (out / "sweep.html").is_file()
+
+
+def test_a_key_that_is_set_twice() -> None:
+    with pytest.raises(ConfigError, match="sets seed twice"):
+        expand_grid(CONFIG, [("seed", (0,)), ("seed", (1,))])
