@@ -18,6 +18,7 @@ _MEAN, _DEVIATION = "0.485,0.456,0.406", "0.229,0.224,0.225"
 @app.command()
 @reports_errors
 def compress(
+    context: typer.Context,
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="JSON file; comments are allowed.")],
     model: Annotated[
         str,
@@ -92,6 +93,9 @@ def compress(
         djpq-nncf compress c.json --out runs/own \
           --model mine:make --data mine:load --train mine:train
     """
+    if ":" in data and not Path(data).is_dir():
+        _refuse_image_options(context)
+
     from djpq_nncf.config import NNCFConfig
     from djpq_nncf.run import RunSettings, compress_run
 
@@ -109,6 +113,15 @@ def compress(
         augment=augment,
     )
     compress_run(out, settings, device=device, workers=workers, tensorboard=tensorboard, say=typer.echo)
+
+
+def _refuse_image_options(context: typer.Context) -> None:
+    """A function makes its batches itself: what was said about those of an image folder would go unheard."""
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        given = source is not None and source.name == "COMMANDLINE"
+        if given and getattr(parameter, "rich_help_panel", None) == _IMAGES:
+            raise typer.BadParameter("is of image folders, and --data is a function.", context, parameter)
 
 
 @app.command()

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from djpq_nncf.cli import app
 from djpq_nncf.run import RunFolder
+from tests.run.test_data import photos
 from tests.run.tiny import CONFIG, SETTINGS
 
 
@@ -47,17 +48,34 @@ def test_compress_again(made: RunFolder) -> None:
 
 
 def test_options_of_compress_reach_the_run(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    config = {**CONFIG, "input_info": {"sample_size": [2, 3, 9, 9]}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    photos(tmp_path / "photos", a=4, b=4, c=4, d=4, e=4)
     result = command(
-        *("compress", tmp_path / "config.json", "--out", tmp_path / "run", "--model", SETTINGS.model),
-        *("--data", "tests.run.tiny:large_labels", "--lr", "0.5", "--batch-size", "3", "--image-size", "9"),
+        *("compress", tmp_path / "config.json", "--out", tmp_path / "run", "--model", "tests.run.tiny:colour_network"),
+        *("--data", tmp_path / "photos", "--lr", "0.5", "--batch-size", "3", "--image-size", "9"),
         *("--mean", "0.1,0.2,0.3", "--deviation", "1,2,3", "--no-augment", "--device", "cpu"),
     )
     assert result.exit_code == 1
-    assert "has a label 7, and the network 4 outputs" in result.stderr
+    assert "the network 4 outputs" in result.stderr
     settings = RunFolder(tmp_path / "run").settings
     assert (settings.lr, settings.batch_size, settings.image_size, settings.augment) == (0.5, 3, 9, False)
     assert (settings.mean, settings.deviation) == ((0.1, 0.2, 0.3), (1.0, 2.0, 3.0))
+
+
+@pytest.mark.parametrize(
+    "option",
+    [("--batch-size", "64"), ("--image-size", "9"), ("--mean", "0,0,0"), ("--no-augment",), ("--workers", "2")],
+    ids=lambda option: option[0],
+)
+def test_options_of_image_folders_are_refused_with_a_function(option: tuple[str, ...], tmp_path: Path) -> None:
+    """Also with the value of the default: who gives it believes that it counts."""
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    required = ("--out", tmp_path / "run", "--model", SETTINGS.model, "--data", SETTINGS.data)
+    result = command("compress", tmp_path / "config.json", *required, *option)
+    assert result.exit_code == 2
+    assert "is of image folders, and --data is a function" in " ".join(result.stderr.split()).replace(" │ │ ", " ")
+    assert not (tmp_path / "run").exists()
 
 
 def test_export(run: RunFolder) -> None:

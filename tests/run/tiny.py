@@ -27,10 +27,10 @@ CONFIG = {
 SETTINGS = RunSettings(CONFIG, "tests.run.tiny:network", "tests.run.tiny:loaders")
 
 
-def network() -> nn.Module:
+def network(channels: int = 1) -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Conv2d(1, 8, 3),
+        nn.Conv2d(channels, 8, 3),
         nn.BatchNorm2d(8),
         nn.ReLU(),
         nn.Conv2d(8, 12, 3),
@@ -39,6 +39,10 @@ def network() -> nn.Module:
         nn.Flatten(),
         nn.Linear(12, 4),
     )
+
+
+def colour_network() -> nn.Module:
+    return network(3)
 
 
 def loaders() -> tuple[DataLoader[Any], DataLoader[Any]]:
