@@ -124,3 +124,13 @@ def test_dynamic_dimensions_of_the_config() -> None:
         assert [spec.dynamic for spec in compressed.meta["djpq_inputs"]] == [DynamicDims((1,), max=20)] * 2
         tokens, mask = torch.randint(0, 10, (3, 17)), torch.ones(3, 17)
         torch.testing.assert_close(compressed.eval()(tokens=tokens, mask=mask), model.eval()(tokens, mask))
+
+
+def test_batches_of_another_shape_are_named() -> None:
+    """What torch says of it names neither the data nor what was expected."""
+    model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    described = {"input_info": {"sample_size": [2, 1, 8, 8]}, "compression": {"algorithm": "djpq"}}
+    with pytest.raises(
+        DataError, match=r"a batch of init_data, with inputs of the shapes \[\(4, 3, 8, 8\)\].*input_info"
+    ):
+        create_compressed_model(model, described, init_data=[torch.randn(4, 3, 8, 8)])

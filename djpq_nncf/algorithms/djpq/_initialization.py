@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
+from torch.utils._pytree import tree_leaves
 
 from djpq_nncf.algorithms._data import iterate_inputs
 from djpq_nncf.algorithms._progress import track
@@ -58,7 +59,7 @@ def initialize_activation_ranges(
     """Range of each activation quantizer from the values that reach it.
 
     Raises:
-        DataError: the data is empty, holds NaN or infinity, or makes the model produce them.
+        DataError: the data is empty, holds NaN or infinity, makes the model produce them, or does not fit the model.
     """
     values: dict[str, list[Tensor]] = {name: [] for name in quantizers}
 
@@ -73,7 +74,10 @@ def initialize_activation_ranges(
             stack.enter_context(quantizer.observe(collect(name)))
         with track("Initialising ranges", settings.num_init_samples) as advance:
             for (args, kwargs), count in iterate_inputs(model, data, settings.num_init_samples):
-                model(*args, **kwargs)
+                try:
+                    model(*args, **kwargs)
+                except RuntimeError as error:
+                    raise _unfit((args, kwargs), error) from error
                 advance(count)
     model.train(training)
     for name, quantizer in quantizers.items():
@@ -87,6 +91,16 @@ def initialize_activation_ranges(
                 "and that the data is normalised as it was in its training."
             )
         initialize_range(quantizer, values[name], bits, settings)
+
+
+def _unfit(inputs: Any, error: RuntimeError) -> DataError:
+    """What to say where the first batches cannot be computed: above all, where they have other shapes."""
+    given = [tuple(leaf.shape) for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    reason = str(error).strip().partition("\n")[0]
+    return DataError(
+        f"The model fails on a batch of init_data, with inputs of the shapes {given}: {reason}. Such batches should be "
+        "what the network was trained on, and agree with input_info in the config, or example_inputs, where given."
+    )
 
 
 def initialize_range(
