@@ -418,6 +418,10 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+FEW_INVERTED_RESIDUALS = [[1, 16, 1, 1], [6, 24, 2, 2], [6, 32, 2, 2], [6, 96, 1, 1]]
+"""Stages of a short MobileNetV2: expansion, width, blocks, stride."""
+
+
 class VGG7(nn.Sequential):
     """The paper's network for CIFAR-10, 2 x 128C3 - MP - 2 x 256C3 - MP - 2 x 512C3 - MP - 1024FC - 10."""
 

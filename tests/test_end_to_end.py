@@ -9,6 +9,8 @@ import torch
 import torchvision
 from torch import nn
 from torch.fx import GraphModule
+from torchvision.models import DenseNet, MobileNetV2, ResNet
+from torchvision.models.resnet import Bottleneck
 
 from djpq_nncf import create_compressed_model
 from djpq_nncf.algorithms.djpq import DJPQController
@@ -17,18 +19,19 @@ from djpq_nncf.export import export_model, round_biases, verify_export
 from djpq_nncf.nn import FrozenActivationQuantizer, FrozenWeightQuantizer
 from tests.export.helpers import make_exact
 from tests.hardware import OVERFLOW_FIX
-from tests.helpers import VGG7, strip
+from tests.helpers import FEW_INVERTED_RESIDUALS, VGG7, strip
 
 # Neither a target nor a strength: channels and bits are what the test sets.
 QUANTIZATION = {"beta": 0.0, "overflow_fix": OVERFLOW_FIX}
 CONFIG = {"compression": {"algorithm": "djpq", "pruning": {"gamma": 0.0}, "quantization": QUANTIZATION}}
 
+# The blocks as published, fewer of them: an export takes its time by the node. The zoo has the whole networks.
 NETWORKS = {
     "vgg7": lambda: VGG7(width=32),
     "resnet18": lambda: torchvision.models.resnet18(num_classes=10),
-    "resnet50": lambda: torchvision.models.resnet50(num_classes=10),
-    "mobilenet_v2": lambda: torchvision.models.mobilenet_v2(num_classes=10),
-    "densenet121": lambda: torchvision.models.densenet121(num_classes=10),
+    "bottlenecks": lambda: ResNet(Bottleneck, [1, 2, 1, 1], num_classes=10),
+    "mobilenet_v2": lambda: MobileNetV2(10, inverted_residual_setting=FEW_INVERTED_RESIDUALS),
+    "densenet": lambda: DenseNet(block_config=(2, 3, 3, 2), num_classes=10),
 }
 
 

@@ -12,12 +12,16 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor, fx, nn
+from torchvision.models import MobileNetV2, MobileNetV3, ResNet
+from torchvision.models.mobilenetv3 import InvertedResidualConfig
+from torchvision.models.resnet import BasicBlock
 
 from djpq_nncf.capture import capture
 from djpq_nncf.cost._recount import recount
 from djpq_nncf.errors import ExportError
 from djpq_nncf.export import export_model, verify_export
 from tests.export.helpers import NETS, make_exact, strip
+from tests.helpers import FEW_INVERTED_RESIDUALS
 
 
 def run(path: Path, image: Tensor) -> np.ndarray:
@@ -63,10 +67,21 @@ def vision_transformer() -> nn.Module:
     return model
 
 
+def mobilenet_v3() -> nn.Module:
+    """One block of each kind: with and without squeeze-and-excitation, ReLU and h-swish."""
+    blocks = [
+        InvertedResidualConfig(16, 3, 16, 16, True, "RE", 2, 1, 1),
+        InvertedResidualConfig(16, 3, 72, 24, False, "RE", 2, 1, 1),
+        InvertedResidualConfig(24, 5, 96, 40, True, "HS", 2, 1, 1),
+        InvertedResidualConfig(40, 5, 240, 40, True, "HS", 1, 1, 1),
+    ]
+    return MobileNetV3(blocks, last_channel=128, num_classes=10)
+
+
 ARCHITECTURES: dict[str, Callable[[], nn.Module]] = {
-    "resnet18": torchvision.models.resnet18,
-    "mobilenet_v2": torchvision.models.mobilenet_v2,
-    "mobilenet_v3_small": torchvision.models.mobilenet_v3_small,
+    "resnet": lambda: ResNet(BasicBlock, [1, 2, 1, 1], num_classes=10),
+    "mobilenet_v2": lambda: MobileNetV2(10, inverted_residual_setting=FEW_INVERTED_RESIDUALS),
+    "mobilenet_v3": mobilenet_v3,
     "vision_transformer": vision_transformer,
 }
 
