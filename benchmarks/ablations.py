@@ -31,6 +31,7 @@ from djpq_nncf.nn import _functional
 FIELDS = ("data", "network", "fewer", "choice", "seed")
 STUDY = Study("ablations", FIELDS)
 EARLIER = {
+    "ablations_fourth": "No noise on the channels in the search; with a teacher, squared derivatives were not divided.",
     "ablations_third": "Steps and ranges were learned, not levels and scales, both 5 times as fast as the weights.",
     "ablations_second": "Learned gates (the information bottleneck), which weighed 0.5, and a learning rate of 0.001.",
     "ablations_first": "As before, but gates weighed 2, and the freeze came after 60 % of the epochs.",
@@ -83,6 +84,8 @@ CHOICES: dict[str, dict[str, Any]] = {
     "start at 4 bits": both_bits(initial_bits=4),
     "ranges of all values": {"initializer": {"range": {"type": "min_max"}}},
     "learned gates (information bottleneck)": {"pruning": {"criterion": "information_bottleneck"}},
+    "no noise in the search": {"pruning": {"noise": 0.0}},
+    "noise of 0.5 in the search": {"pruning": {"noise": 0.5}},
     "channels go at 0.3 of their worth": {"pruning": {"threshold": 0.3}},
     "channels go at 3 times their worth": {"pruning": {"threshold": 3.0}},
     "channels not weighted by cost": {"pruning": {"cost_weighted": False}},

@@ -33,7 +33,9 @@ LEARNED: dict[str, dict[str, Any]] = {
     "quantization alone": {"pruning": {"enabled": False}},
     "paper": {"preset": "paper"},
     "ours": {},
+    "ours, no noise": {"pruning": {"noise": 0.0}},
     "ours, powers of two": {"quantization": {"power_of_two": True}},
+    "ours, powers of two, no noise": {"quantization": {"power_of_two": True}, "pruning": {"noise": 0.0}},
 }
 OUT_OF_REACH: dict[str, Any] = {"out_of_reach": True}
 """Result where even the least bit-widths use more than what is asked for."""
@@ -151,7 +153,15 @@ def _plot(data: str, network: str, runs: Runs) -> Path:
 
     figure, both = pyplot.subplots(1, 2, figsize=(11, 4.5), sharey=True)
     for axes, teacher, title in zip(both, (0, 1), ("without a teacher", "with the original as teacher"), strict=True):
-        for scheme in ("uniform", "quantization alone", "two stages", "paper", "ours", "ours, powers of two"):
+        for scheme in (
+            "uniform",
+            "quantization alone",
+            "two stages",
+            "paper",
+            "ours",
+            "ours, no noise",
+            "ours, powers of two",
+        ):
             names = UNIFORM if scheme == "uniform" else [scheme]
             found = [each for key, each in runs.items() if key[0] in names and key[2] == teacher]
             points = sorted(

@@ -2,10 +2,10 @@
 """What every compression algorithm offers: a controller and a scheduler, as NNCF had them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from os import PathLike
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 from torch.fx import GraphModule
@@ -42,6 +42,20 @@ class CompressionScheduler(ABC):
         """To be called before the forward pass of each training step."""
 
 
+class LossTerm(Protocol):
+    """A scalar that a training adds to the task's loss.
+
+    Attributes:
+        likelihoods: how many negative log-likelihoods it weighs as much as, next to the task's one; 0 for a loss of
+            another kind.
+    """
+
+    @property
+    def likelihoods(self) -> float: ...
+
+    def __call__(self) -> Tensor: ...
+
+
 class CompressionController(ABC):
     """The handle on a model under compression.
 
@@ -49,7 +63,7 @@ class CompressionController(ABC):
         model: the model to train.
         scheduler: the position in the training.
         groups: what can be removed, by name: each group prints where its channels live, and closes some of them.
-        terms: scalars that :meth:`loss` adds to the term of the compression, such as distillation.
+        terms: what :meth:`loss` adds to the term of the compression, such as distillation.
     """
 
     model: GraphModule
@@ -57,7 +71,7 @@ class CompressionController(ABC):
     groups: Mapping[str, Any]
 
     def __init__(self) -> None:
-        self.terms: list[Callable[[], Tensor]] = []
+        self.terms: list[LossTerm] = []
 
     def loss(self) -> Tensor:
         """The term to add to the task's loss, a scalar with gradients."""

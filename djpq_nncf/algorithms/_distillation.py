@@ -50,6 +50,11 @@ class Distillation:
         self._latest: Tensor | None = None
         model.register_forward_hook(self._compare, with_kwargs=True)
 
+    @property
+    def likelihoods(self) -> float:
+        """Soft targets are those of a likelihood; squared differences of outputs are not."""
+        return self._settings.scale if self._settings.type == "softmax" else 0.0
+
     def __call__(self) -> Tensor:
         """The loss of the latest forward pass in training, a scalar; zero if there was none since the last call."""
         latest, self._latest = self._latest, None

@@ -25,8 +25,8 @@ class Gate(OptionalState):
         size: number of channels.
         mean: start of ``mu``.
         log_variance: start of ``log(sigma^2)``.
-        learned: whether ``mu`` and ``sigma`` are. If not, there is no noise, and the gate is a mask: alpha comes from
-            elsewhere.
+        learned: whether ``mu`` and ``sigma`` are. If not, the gate is a mask with noise: alpha comes from elsewhere.
+        deviation: ``sigma`` of the noise where it is not learned; 0 for none.
 
     Attributes:
         open: bool [size], False for channels that were closed.
@@ -38,9 +38,12 @@ class Gate(OptionalState):
     frozen: Tensor
     information: Tensor
 
-    def __init__(self, size: int, *, mean: float = 1.0, log_variance: float = -6.0, learned: bool = True) -> None:
+    def __init__(
+        self, size: int, *, mean: float = 1.0, log_variance: float = -6.0, learned: bool = True, deviation: float = 0.0
+    ) -> None:
         super().__init__()
         self.learned = learned
+        self.deviation = 0.0 if learned else deviation
         if size < 1:
             raise ValueError(f"a gate needs at least one channel, got {size}")
         self.size = size
@@ -71,9 +74,10 @@ class Gate(OptionalState):
         return self._version
 
     def forward(self) -> Tensor:
-        if self.training and self.learned and not self._frozen:
-            return (self.mu + self.noise * torch.exp(self.log_variance / 2)) * self.open
-        return self.mu * self.open
+        if not self.training or self._frozen or not (self.learned or self.deviation):
+            return self.mu * self.open
+        sigma = torch.exp(self.log_variance / 2) if self.learned else self.deviation
+        return (self.mu + self.noise * sigma) * self.open
 
     def log_alpha(self) -> Tensor:
         """``log(mu^2 / sigma^2)``, [size]."""

@@ -79,6 +79,11 @@ class BitWidths:
             [position.get(id(weight_quantizers.get(name)), absent) for name in stored], dtype=torch.long
         )
 
+    @property
+    def learned(self) -> bool:
+        """Whether any bit-width is neither given nor fixed yet."""
+        return any(quantizer.bits is None for quantizer in self.quantizers.values())
+
     def soft(self) -> SoftBits:
         """As they are now."""
         learned = self._together.continuous_bits()

@@ -155,8 +155,9 @@ def insert_gates_and_quantizers(
 
 
 def _make_gate(group: ChannelGroup, settings: DJPQSettings) -> Gate:
-    learned = settings.pruning.criterion == "information_bottleneck"
-    return Gate(group.size, log_variance=settings.pruning.initial_log_variance, learned=learned)
+    pruning = settings.pruning
+    learned = pruning.criterion == "information_bottleneck"
+    return Gate(group.size, log_variance=pruning.initial_log_variance, learned=learned, deviation=pruning.noise)
 
 
 def _make_weight_quantizer(settings: DJPQSettings, *, narrow: bool) -> WeightQuantizer:

@@ -189,7 +189,7 @@ class DJPQController(CompressionController):
     @property
     def searches(self) -> bool:
         """Whether anything is left to be found: a channel that may go, or a bit-width that is not given."""
-        return bool(self.groups) or any(quantizer.bits is None for quantizer in self._bits.quantizers.values())
+        return bool(self.groups) or self._bits.learned
 
     def reference(self) -> GraphModule:
         """A copy of the model as it is now, in eval mode, whose quantizers let everything pass."""
@@ -307,14 +307,18 @@ class DJPQController(CompressionController):
         if self._strength is not None and self._latest_use is not None:
             self._strength.update(float(self._latest_use), progress, steps)
         if self._fisher is not None and self._strength is not None:
-            self._fisher.step(self._strength.strength, progress, steps)
-            return
-        self._gates.project_()
+            likelihoods = 1.0 + sum(term.likelihoods for term in self.terms)
+            self._fisher.step(self._strength.strength, progress, steps, likelihoods)
+        else:
+            self._gates.project_()
         self._draw_noise()
 
     def _draw_noise(self) -> None:
-        """Noise that depends on the seed and the step alone: the same in every process and after a resumption."""
-        if self._fisher is not None:
+        """Noise that depends on the seed and the step alone: the same in every process and after a resumption.
+
+        The Fisher criterion needs none itself: it is for the bit-widths, where any are learned.
+        """
+        if self._fisher is not None and not self._bits.learned:
             return
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self.scheduler.global_step)
         self._gates.sample_(generator)

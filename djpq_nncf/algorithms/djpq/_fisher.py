@@ -38,6 +38,10 @@ class FisherCriterion:
     A gate holds alpha as ``mu^2 / sigma^2``: its ``sigma^2`` is then, up to a factor, the noise at which the
     information bottleneck (13) would settle, found without drawing any.
 
+    The loss that is trained on may be ``n`` times a negative log-likelihood: the task's and a teacher's together are
+    those of targets between both. Its squared derivatives are then ``n^2`` times those of the likelihood, and its
+    curvature ``n`` times: the squares are divided by ``n``.
+
     Args:
         network: whose gates are to be closed.
         objective: tells what channels cost.
@@ -72,21 +76,24 @@ class FisherCriterion:
         for name, gate in network.gates.items():
             gate.mu.register_hook(self._collector(name))
         self._latest: dict[str, Tensor] = {}
+        self._likelihoods = 1.0
         self._memory = 0.0
         self._weight = 0.0
         self._mean_strength = 0.0
         self._strength = 0.0
         self._since_update = 0
 
-    def step(self, strength: float, progress: float, steps: int) -> None:
+    def step(self, strength: float, progress: float, steps: int, likelihoods: float = 1.0) -> None:
         """Close channels now and then. Call it before each forward pass.
 
         Args:
             strength: of the compression loss.
             progress: share of the joint phase that has passed.
             steps: length of the joint phase.
+            likelihoods: how many negative log-likelihoods the loss is the sum of.
         """
         self._latest.clear()
+        self._likelihoods = likelihoods
         self._memory = max(0.0, 1 - 1 / max(1.0, _MEMORY * steps))
         if not self._weight:
             self._mean_strength = strength
@@ -136,7 +143,7 @@ class FisherCriterion:
         self._weight = self._memory * self._weight + 1 - self._memory
         for name, derivative in latest.items():
             information = self._network.gates[name].information
-            squared = batch * (derivative / loss_scale.to(derivative.device)).square()
+            squared = batch * (derivative / loss_scale.to(derivative.device)).square() / self._likelihoods
             squared = torch.where(torch.isfinite(squared), squared, information)  # after an overflow of a scaled loss
             information.lerp_(squared.to(information), 1 - self._memory)
 

@@ -49,6 +49,7 @@ class PruningSettings:
     temperature: float
     lr_multiplier: float
     initial_log_variance: float
+    noise: float
     cost_weighted: bool
     round_to: int | None
     roles: frozenset[Role]

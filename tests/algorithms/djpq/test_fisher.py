@@ -77,6 +77,67 @@ def test_information_is_the_squared_derivative(scale: float) -> None:
     torch.testing.assert_close(gate.information / controller._fisher._weight, expected, rtol=1e-3, atol=1e-9)
 
 
+@pytest.mark.parametrize(("kind", "scale", "likelihoods"), [("softmax", 3.0, 4.0), ("mse", 3.0, 1.0)])
+def test_a_teacher_is_another_likelihood(kind: str, scale: float, likelihoods: float) -> None:
+    """A loss that is n times a negative log-likelihood has n times its curvature, and n^2 times its squares."""
+    entries = [
+        {"algorithm": "djpq", "target": {"macs_ratio": 0.5}, "quantization": {"enabled": False}},
+        {"algorithm": "knowledge_distillation", "type": kind, "scale": scale},
+    ]
+    original = TwoLayers()
+    controller, model = create_compressed_model(original, {"compression": entries}, init_data=data())
+    assert isinstance(controller, DJPQController)
+    with torch.no_grad():
+        model.get_parameter("conv2.weight").mul_(1.5)  # another network than its teacher
+    (gate,) = controller._network.gates.values()
+    controller.scheduler.epoch_step()
+    x, y = data(1)[0]
+    one_step(controller, model, (x, y))
+    assert controller._fisher is not None
+    found = gate.information / controller._fisher._weight
+    alone = TwoLayers()
+    alone.load_state_dict({name: model.state_dict()[name] for name in alone.state_dict()})
+    factor = torch.ones(WIDTH, requires_grad=True)
+    logits, teacher = alone.scaled(x, factor), original(x).detach()
+    distance = (
+        F.mse_loss(logits, teacher)
+        if kind == "mse"
+        else F.kl_div(logits.log_softmax(1), teacher.log_softmax(1), reduction="batchmean", log_target=True)
+    )
+    (derivative,) = torch.autograd.grad(F.cross_entropy(logits, y) + scale * distance, factor)
+    torch.testing.assert_close(found, len(x) * derivative.square() / likelihoods, rtol=1e-4, atol=1e-9)
+
+
+def test_noise_of_the_search() -> None:
+    """On open channels, another in each step, of the deviation asked for; none where no bit-width is learned."""
+
+    def factors(**djpq: Any) -> tuple[DJPQController, Tensor]:
+        controller, model = compress(TwoLayers(), target={"bops_ratio": 0.02}, **djpq)
+        model.train()
+        (gate,), (group,) = controller._network.gates.values(), controller.groups.values()
+        group.close([2])
+        drawn = []
+        for _ in range(400):
+            controller.scheduler.step()
+            drawn.append(gate().detach().clone())
+        assert torch.equal(gate.eval()(), gate.open.float())
+        gate.train()
+        return controller, torch.stack(drawn)
+
+    controller, drawn = factors(quantization={})
+    others = [0, 1, 3, 4, 5]
+    assert not drawn[:, 2].any()
+    assert drawn[:, others].std().item() == pytest.approx(0.3, rel=0.1)
+    assert drawn[:, others].mean().item() == pytest.approx(1.0, abs=0.03)
+    controller.freeze()
+    (gate,) = controller._network.gates.values()
+    assert torch.equal(gate(), gate.open.float())
+    assert factors(quantization={}, pruning={"noise": 0.5})[1][:, others].std().item() == pytest.approx(0.5, rel=0.1)
+    fixed = {"bits": 4}
+    for quiet in ({"pruning": {"noise": 0.0}}, {"quantization": {"weights": fixed, "activations": fixed}}):
+        assert factors(**{"quantization": {}, **quiet})[1][:, others].eq(1).all()
+
+
 def test_what_does_no_harm_goes_first_and_factors_stay() -> None:
     controller, model = compress(TwoLayers(), schedule={"epochs": 12, "freeze_epoch": 11})
     optimizer = torch.optim.Adam(controller.param_groups(lr=1e-4))
