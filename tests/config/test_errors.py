@@ -211,6 +211,12 @@ BROKEN: list[tuple[str, Any, str, tuple[str, ...]]] = [
         ('30 is for gates that are learned, and criterion "fisher" learns none', 'to "information_bottleneck"'),
     ),
     (
+        "noise of the other criterion",
+        djpq(pruning={"criterion": "information_bottleneck", "noise": 0.1}),
+        "$.compression.pruning.noise",
+        ('0.1 is for criterion "fisher"', "remove it"),
+    ),
+    (
         "MACs without pruning",
         djpq(pruning={"enabled": False}, target={"macs_ratio": 0.5}),
         "$.compression.target.macs_ratio",
