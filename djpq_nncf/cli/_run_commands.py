@@ -121,7 +121,9 @@ def _refuse_image_options(context: typer.Context) -> None:
         source = context.get_parameter_source(parameter.name or "")
         given = source is not None and source.name == "COMMANDLINE"
         if given and getattr(parameter, "rich_help_panel", None) == _IMAGES:
-            raise typer.BadParameter("is of image folders, and --data is a function.", context, parameter)
+            raise typer.BadParameter(
+                "is of image folders, and --data is a function.", context, param_hint=parameter.opts[0]
+            )
 
 
 @app.command()
