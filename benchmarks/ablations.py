@@ -135,11 +135,12 @@ def measure(data: str, network: str, fewer: int, choice: str, seed: int) -> dict
 
 def page() -> str:
     """All finished runs as Markdown."""
+    machines = STUDY.machines() or Study(next(iter(EARLIER)), FIELDS).machines()
     return (
         "# Ablations\n\n"
         "Written by `python benchmarks/ablations.py`: the defaults, and the same with one choice changed. Points of\n"
         "accuracy lost against the FP32 network that all start from, mean and standard deviation over seeds; defaults\n"
-        f"are chosen by the validation split. On {STUDY.machines()}.\n\n"
+        f"are chosen by the validation split. On {machines}.\n\n"
         f"{_tables(STUDY)}\n"
         "# Before\n\n"
         "The same with the defaults that these runs led away from, the latest first.\n\n"
