@@ -168,7 +168,8 @@ def test_wrong_usage(arguments: tuple[str, ...]) -> None:
 )
 def test_a_mistake_is_one_error(options: tuple[str, str], message: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
-    required = ("--model", SETTINGS.model, "--data", SETTINGS.data, "--out", tmp_path / "run")
+    data = tmp_path if options[0] in ("--mean", "--deviation") else SETTINGS.data
+    required = ("--model", SETTINGS.model, "--data", data, "--out", tmp_path / "run")
     result = command("compress", tmp_path / "config.json", *required, *options)
     assert result.exit_code == 1
     assert isinstance(result.exception, SystemExit)
