@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+# Modules are compiled as they are imported, and kept: the installer would compile 20,000 files, most of them for nothing.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: install demo test zoo lint types docs notebooks screenshots site clean
 
@@ -9,7 +11,7 @@ install: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'
 	touch $@
 
 demo: $(INSTALLED)

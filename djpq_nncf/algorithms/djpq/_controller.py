@@ -17,7 +17,7 @@ from djpq_nncf.algorithms._batchnorm import reestimate_batchnorm
 from djpq_nncf.algorithms._bias_correction import correct_biases
 from djpq_nncf.algorithms._contract import CompressionController, CompressionStage
 from djpq_nncf.algorithms.djpq._fisher import FisherCriterion
-from djpq_nncf.algorithms.djpq._freezing import TOLERANCE, Decision, choices_of
+from djpq_nncf.algorithms.djpq._freezing import Decision, choices_of, warn_if_off_target
 from djpq_nncf.algorithms.djpq._groups import PrunableGroup
 from djpq_nncf.algorithms.djpq._network import CompressedNetwork
 from djpq_nncf.algorithms.djpq._objective import Objective
@@ -27,7 +27,7 @@ from djpq_nncf.algorithms.djpq._report import report_of
 from djpq_nncf.algorithms.djpq._scheduler import DJPQScheduler, StrengthController
 from djpq_nncf.algorithms.djpq._settings import DJPQSettings
 from djpq_nncf.algorithms.djpq._statistics import NNCFStatistics
-from djpq_nncf.errors import CheckpointError, DataError
+from djpq_nncf.errors import CheckpointError
 from djpq_nncf.export import ExportVerification, export_model, note_layers, round_biases
 from djpq_nncf.nn import Gates, LearnedQuantizer
 from djpq_nncf.passes import kept_channels, remove
@@ -149,8 +149,8 @@ class DJPQController(CompressionController):
         """
         if self._frozen:
             return
-        self._check_parameters()
         network = self._network
+        network.check_finite()
         closed = self._fisher.closed if self._fisher is not None else {}
         decision = Decision(network.cost, network.analysis, network.gates, self._bits, self._settings, closed)
         keep, bits = decision.make()
@@ -168,7 +168,7 @@ class DJPQController(CompressionController):
             weights_trained = self.scheduler.global_step > 0
         self._adapt_means(only_quantized=not weights_trained and bool(keep.all()))
         self._frozen = True
-        self._warn_if_off_target()
+        warn_if_off_target(self._settings.target.given, self.statistics().djpq.ratios)
 
     def _adapt_means(self, *, only_quantized: bool) -> None:
         """Re-estimate BatchNorm statistics; those of the original weights hold, but for what quantization shifts."""
@@ -322,26 +322,6 @@ class DJPQController(CompressionController):
             return
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self.scheduler.global_step)
         self._gates.sample_(generator)
-
-    def _warn_if_off_target(self) -> None:
-        target, reached = self._settings.target.given, self.statistics().djpq.ratios
-        if target and not 1 - TOLERANCE <= max(reached[key] / ratio for key, ratio in target.items()) <= 1:
-            named = ", ".join(
-                f"{key} {reached[key]:.5f} where {ratio:.5f} was asked for" for key, ratio in target.items()
-            )
-            warnings.warn(
-                f"The frozen network has {named}: whole bits and channels (in steps of pruning.round_to) come no "
-                "closer.",
-                stacklevel=3,
-            )
-
-    def _check_parameters(self) -> None:
-        for name, parameter in self.model.named_parameters():
-            if not torch.isfinite(parameter).all():
-                raise DataError(
-                    f"Parameter '{name}' holds NaN or infinity: the training diverged. Lower the learning rate, or "
-                    '"compression_lr_multiplier" in the config, and resume from an earlier checkpoint.'
-                )
 
     def _check_state(self, state: Mapping[str, Any]) -> None:
         if state.get("algorithm") != "djpq" or state.get("version") != STATE_VERSION:

@@ -2,6 +2,7 @@
 """The end of the joint phase: which channels stay, and how many bits each quantizer gets."""
 
 import itertools
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -257,6 +258,16 @@ class Decision:
             if self._use(trial, bits) <= 1:
                 keep = trial
         return keep
+
+
+def warn_if_off_target(asked: Mapping[str, float], reached: Mapping[str, float]) -> None:
+    """For the caller of whoever calls it."""
+    if asked and not 1 - TOLERANCE <= max(reached[key] / ratio for key, ratio in asked.items()) <= 1:
+        named = ", ".join(f"{key} {reached[key]:.5f} where {ratio:.5f} was asked for" for key, ratio in asked.items())
+        warnings.warn(
+            f"The frozen network has {named}: whole bits and channels (in steps of pruning.round_to) come no closer.",
+            stacklevel=3,
+        )
 
 
 @dataclass(frozen=True)

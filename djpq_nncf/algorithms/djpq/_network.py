@@ -13,6 +13,7 @@ from djpq_nncf.algorithms.djpq._bits import BitWidths
 from djpq_nncf.algorithms.djpq._statistics import DJPQStatistics, EmbeddingStatistics, LayerStatistics
 from djpq_nncf.channels import ChannelAnalysis, kept_mask
 from djpq_nncf.cost import FLOAT_BITS, CostModel, MacOperator
+from djpq_nncf.errors import DataError
 from djpq_nncf.nn import ActivationQuantizer, Gate, WeightQuantizer, signed_levels
 from djpq_nncf.passes import Placement, kept_channels
 
@@ -61,6 +62,15 @@ class CompressedNetwork:
             self._tensor(name).copy_(self.gated_weight(name))
         for gate in self.gates.values():
             gate.mu.fill_(1.0)
+
+    def check_finite(self) -> None:
+        """Raise DataError if the training diverged."""
+        for name, parameter in self.model.named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise DataError(
+                    f"Parameter '{name}' holds NaN or infinity: the training diverged. Lower the learning rate, or "
+                    '"compression_lr_multiplier" in the config, and resume from an earlier checkpoint.'
+                )
 
     @torch.no_grad()
     def tighten_weight_ranges(self) -> None:
