@@ -128,7 +128,7 @@ def two_convolutions() -> nn.Module:
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_compiles(training: bool) -> None:
-    controller, compressed = compress(two_convolutions())
+    controller, compressed = compress(NETWORKS["identity_residual"]())
     controller.scheduler.step()
     compressed.train(training)
     x = images(4)
