@@ -144,7 +144,7 @@ def test_killed_and_interrupted_by_a_signal(tmp_path: Path, without_files: None)
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs inherit that it is ignored
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in background jobs
         ) as process:
             while process.stdout and (line := process.stdout.readline()) not in ("waiting\n", ""):
                 said.append(line)
