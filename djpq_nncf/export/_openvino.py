@@ -18,7 +18,13 @@ from torch import fx
 from djpq_nncf.errors import ExportError
 from djpq_nncf.export._files import complete_files
 from djpq_nncf.export._markers import NAMESPACE
-from djpq_nncf.export._openvino_kernels import fake_quantize, normalize_numbers, pad_pools, round_before_sums
+from djpq_nncf.export._openvino_kernels import (
+    fake_quantize,
+    normalize_numbers,
+    pad_pools,
+    round_before_sums,
+    separate_strides,
+)
 from djpq_nncf.export._openvino_operators import convert_prelu, keep_operators
 from djpq_nncf.export._openvino_packing import pack_weights
 from djpq_nncf.export._program import NamedProgram, named_program, shapes_note
@@ -54,6 +60,7 @@ def write_openvino(
     converted = _convert(program)
     _name_layers(converted, program.layer_names)
     pad_pools(converted)
+    separate_strides(converted)
     round_before_sums(converted)
     normalize_numbers(converted)
     compress_quantize_weights_transformation(converted)

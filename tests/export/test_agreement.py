@@ -3,6 +3,7 @@
 
 from pathlib import Path
 
+import openvino as ov
 import pytest
 import torch
 from torch import Tensor, nn
@@ -95,6 +96,25 @@ def test_relu6_before_a_quantizer_of_any_range(bits: int, step: float, suffix: s
 
     assert found.max_abs_difference < 1e-5
     assert found.int8_mac_share == 1
+
+
+@pytest.mark.parametrize(("channels", "strides"), [(24, [1, 1]), (20, [1, 1]), (32, [2, 2])])
+def test_no_strided_1x1_convolution_copies_past_its_channels(channels: int, strides: list[int], tmp_path: Path) -> None:
+    """On AVX2 OpenVINO's threads would write into each other's pixels: a race, which a run need not show."""
+    torch.manual_seed(0)
+    image = torch.randn(4, channels, 17, 12)
+    model = nn.Sequential(nn.Conv2d(channels, 8, 1, stride=2), nn.ReLU(), nn.Conv2d(8, 8, 3, stride=2))
+    stripped = strip(make_exact(model), (image,), exact=True)
+    export_model(stripped, tmp_path / "net.xml")
+
+    found = verify_export(tmp_path / "net.xml", stripped, image)
+
+    assert found.max_abs_difference < 1e-6
+    assert found.int8_mac_share == 1
+    assert found.layers[0].macs == channels * 8 * 9 * 6
+    layers = {node.get_friendly_name(): node for node in ov.Core().read_model(tmp_path / "net.xml").get_ops()}
+    assert layers["0"].get_attributes()["strides"] == strides
+    assert layers["2"].get_attributes()["strides"] == [2, 2]
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
