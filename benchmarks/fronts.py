@@ -23,7 +23,10 @@ from studies import Study, costs, fine_tune, scores, spread
 
 from djpq_nncf.errors import ConfigError
 
-STUDY = Study("fronts", ("data", "network", "scheme", "fewer", "teacher", "seed"))
+FIELDS = ("data", "network", "scheme", "fewer", "teacher", "seed")
+STUDY = Study("fronts", FIELDS)
+LONGER = Study("longer", (*FIELDS, "epochs"))
+"""The same, with more epochs than the data set's."""
 DOCS = Path(__file__).parents[1] / "docs"
 FEWER = (16, 50, 100, 250, 400)
 UNIFORM = {f"{bits}/{bits}": bits for bits in (8, 4, 3, 2)}
@@ -41,7 +44,7 @@ OUT_OF_REACH: dict[str, Any] = {"out_of_reach": True}
 """Result where even the least bit-widths use more than what is asked for."""
 NETWORKS = {
     "fashion_mnist": ("vgg7", "resnet20", "vit"),
-    "cifar10": ("vgg7", "resnet20"),
+    "cifar10": ("vgg7", "vgg7_wide", "resnet20"),
     "image_folder": ("efficientnet_lite0",),
 }
 
@@ -58,20 +61,23 @@ def keys(data: str, network: str, seeds: int) -> list[tuple[str, str, str, int, 
     ]
 
 
-def measure(data: str, network: str, scheme: str, fewer: int, teacher: int, seed: int) -> dict[str, Any]:
-    """One run; ``fewer`` 0 where the scheme sets the cost."""
+def measure(
+    data: str, network: str, scheme: str, fewer: int, teacher: int, seed: int, epochs: int | None = None
+) -> dict[str, Any]:
+    """One run; ``fewer`` 0 where the scheme sets the cost, ``epochs`` those of the data set if not given."""
+    epochs = epochs or EPOCHS[data]
     original = pretrained(network, data)
     tutor = original if teacher else None
     if scheme in UNIFORM:
         bits = {"bits": UNIFORM[scheme]}
         fixed = {"pruning": {"enabled": False}, "quantization": {"weights": bits, "activations": bits}}
-        ctrl = fine_tune(original, network, data, seed, fixed, teacher=tutor)
+        ctrl = fine_tune(original, network, data, seed, fixed, epochs=epochs, teacher=tutor)
     elif scheme in FIRST_STAGES:
-        return _two_stages(data, network, FIRST_STAGES[scheme], 1 / fewer, teacher, seed)
+        return _two_stages(data, network, FIRST_STAGES[scheme], 1 / fewer, teacher, seed, epochs)
     else:
         try:
             djpq = {"target": {"bops_ratio": 1 / fewer}, **LEARNED[scheme]}
-            ctrl = fine_tune(original, network, data, seed, djpq, teacher=tutor)
+            ctrl = fine_tune(original, network, data, seed, djpq, epochs=epochs, teacher=tutor)
         except ConfigError as error:
             return _out_of_reach(error)
     return {**scores(ctrl.model, network, data), **costs(ctrl.statistics().djpq)}
@@ -84,8 +90,10 @@ def _out_of_reach(error: ConfigError) -> dict[str, Any]:
     return OUT_OF_REACH
 
 
-def _two_stages(data: str, network: str, share: float, ratio: float, teacher: int, seed: int) -> dict[str, Any]:
-    original, epochs = pretrained(network, data), EPOCHS[data]
+def _two_stages(
+    data: str, network: str, share: float, ratio: float, teacher: int, seed: int, epochs: int
+) -> dict[str, Any]:
+    original = pretrained(network, data)
     tutor, first = original if teacher else None, epochs // 2
     pruning = {"quantization": {"enabled": False}, "target": {"macs_ratio": share}}
     pruned = fine_tune(original, network, data, seed, pruning, epochs=first, teacher=tutor)
@@ -188,6 +196,25 @@ def _plot(data: str, network: str, runs: Runs) -> Path:
     return path
 
 
+def _longer() -> str:
+    """What more epochs change, next to the runs of the same seeds with the usual number."""
+    usual = STUDY.finished()
+    runs: dict[tuple[Any, ...], dict[int, list[float]]] = {}
+    for key, result in LONGER.finished().items():
+        epochs = runs.setdefault(key[:5], {})
+        epochs.setdefault(int(key[-1]), []).append(result["lost_test"])
+        if (same := usual.get(key[:6], OUT_OF_REACH)) != OUT_OF_REACH and "lost_test" in same:
+            epochs.setdefault(EPOCHS[str(key[0])], []).append(same["lost_test"])
+    columns = sorted({count for found in runs.values() for count in found})
+    rows = [
+        [f"{network} on {data}", f"1/{fewer}", scheme, "yes" if teacher else "no"]
+        + [spread(found[count]) if count in found else "" for count in columns]
+        for (data, network, scheme, fewer, teacher), found in sorted(runs.items())
+    ]
+    header = ["network", "BOPs", "scheme", "teacher", *(f"{count} epochs" for count in columns)]
+    return f"## More epochs\n\nPoints of test accuracy lost.\n\n{markdown_table(header, rows, text_columns=4)}"
+
+
 def page() -> str:
     """docs/results.md from the runs that are finished."""
     sections = [
@@ -203,7 +230,7 @@ def page() -> str:
         "standard deviation over seeds (without / with a teacher). All schemes have the same epochs of fine-tuning\n"
         f"({', '.join(f'{name}: {EPOCHS[name]}' for name in NETWORKS)}), optimizer and learning rates; half of the\n"
         "epochs of two stages are pruning, to the share of the MACs (0.9, 0.75 or 0.5) that is best by validation.\n"
-        f"MACs: what is left of them. On {STUDY.machines()}.\n\n" + "\n".join(sections)
+        f"MACs: what is left of them. On {STUDY.machines()}.\n\n" + "\n".join([*sections, _longer()])
     )
 
 
@@ -215,6 +242,7 @@ def main(data: str) -> None:
     parser.add_argument("--schemes", nargs="+", default=[*UNIFORM, *LEARNED, *FIRST_STAGES])
     parser.add_argument("--teachers", nargs="+", type=int, choices=(0, 1), default=[0, 1])
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, help="more than the data set's: a study of its own")
     parser.add_argument("--share", default="1/1", help="k/n: the k-th of n processes")
     chosen = parser.parse_args()
     wanted = [
@@ -223,7 +251,10 @@ def main(data: str) -> None:
         for key in keys(data, network, chosen.seeds)
         if key[2] in chosen.schemes and key[3] in chosen.fewer and key[4] in chosen.teachers
     ]
-    STUDY.run(wanted, measure, chosen.share)
+    if chosen.epochs is None:
+        STUDY.run(wanted, measure, chosen.share)
+    else:
+        LONGER.run([(*key, chosen.epochs) for key in wanted], measure, chosen.share)
 
 
 if __name__ == "__main__":

@@ -16,9 +16,9 @@ from djpq_nncf.nn import OpenChannels
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 EPOCHS = {"fashion_mnist": 6, "cifar10": 6, "digits": 60, "image_folder": 4}
-RATES = {"vgg7": 3e-3, "resnet20": 3e-3, "vit": 1e-3, "efficientnet_lite0": 1e-3}
+RATES = {"vgg7": 3e-3, "vgg7_wide": 3e-3, "resnet20": 3e-3, "vit": 1e-3, "efficientnet_lite0": 1e-3}
 FP32_EPOCHS = {"fashion_mnist": 10, "cifar10": 30, "digits": 40, "image_folder": 4}
-FP32_RATES = {"vgg7": 4e-3, "resnet20": 4e-3, "vit": 1e-3, "efficientnet_lite0": 1e-3}
+FP32_RATES = {"vgg7": 4e-3, "vgg7_wide": 4e-3, "resnet20": 4e-3, "vit": 1e-3, "efficientnet_lite0": 1e-3}
 LARGE = {"efficientnet_lite0"}
 """Networks whose checkpoint is not kept in the repository."""
 
