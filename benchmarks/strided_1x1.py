@@ -79,8 +79,8 @@ def main() -> None:
     write_section(
         "Strided 1x1 convolutions in OpenVINO",
         f"`python benchmarks/strided_1x1.py`, on {machine()}. Four images, two threads, {MODELS} compiled\n"
-        f"models with {INFERENCES} inferences each: the share whose output is not the most frequent one. Time of one image\n"
-        f"with the slice / without it, medians of {TURNS} in turns.\n\n{markdown_table(header, rows)}",
+        f"models with {INFERENCES} inferences each: the share whose output is not the most frequent one. Time of one\n"
+        f"image with the slice / without it, medians of {TURNS} in turns.\n\n{markdown_table(header, rows)}",
     )
 
 
