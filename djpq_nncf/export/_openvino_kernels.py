@@ -135,12 +135,11 @@ def separate_strides(model: ov.Model) -> None:
     for node in model.get_ops():
         if node.get_type_name() not in _CONVOLUTIONS or node.input_value(1).get_node().get_type_name() == "Constant":
             continue
-        attributes = node.get_attributes()
+        attributes, shape = node.get_attributes(), list(node.input_value(1).get_shape())
         strides = list(attributes["strides"])
-        channels, *_ = list(node.input_value(0).get_partial_shape())[1:]
-        kernel = list(node.input_value(1).get_partial_shape())[-len(strides) :]
+        channels = shape[1] if node.get_type_name() == "Convolution" else shape[0] * shape[2]
         padded = any(attributes["pads_begin"]) or any(attributes["pads_end"])
-        if max(strides) == 1 or any(size != 1 for size in kernel) or padded or channels.get_length() % _VECTOR == 0:
+        if max(strides) == 1 or set(shape[-len(strides) :]) != {1} or padded or channels % _VECTOR == 0:
             continue
         start, stop = np.zeros_like(strides), np.full_like(strides, np.iinfo(np.int64).max)
         axes = np.arange(2, 2 + len(strides))

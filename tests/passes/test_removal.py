@@ -11,6 +11,8 @@ import torchvision
 from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models import DenseNet, ResNet
+from torchvision.models.resnet import Bottleneck
 
 from djpq_nncf.algorithms.djpq import CompressedNetwork
 from djpq_nncf.algorithms.djpq._bits import BitWidths
@@ -49,10 +51,12 @@ ARCHITECTURES: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[Tenso
     "vgg7": (lambda: VGG7(width=16), lambda: (images(2, 32),)),
     **{
         name: (lambda name=name: torchvision.models.get_model(name, num_classes=10), lambda: (images(2, 32),))  # type: ignore[misc]
-        for name in ("resnet18", "resnet50", "mobilenet_v2", "densenet121")
+        for name in ("resnet18", "mobilenet_v2")
     },
+    "bottlenecks": (lambda: ResNet(Bottleneck, [1, 2, 1, 1], num_classes=10), lambda: (images(2, 32),)),
+    "densenet": (lambda: DenseNet(8, (2, 3, 2), 16, num_classes=10), lambda: (images(2, 32),)),
 }
-"""Name -> factory, example inputs."""
+"""Name -> factory, example inputs. tests/zoo has ResNet50, DenseNet121 and others as published."""
 
 TORN = (
     "tearing: interleaved concatenation split elsewhere",
