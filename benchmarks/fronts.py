@@ -211,6 +211,8 @@ def _longer() -> str:
         + [spread(found[count]) if count in found else "" for count in columns]
         for (data, network, scheme, fewer, teacher), found in sorted(runs.items())
     ]
+    if not rows:
+        return ""
     header = ["network", "BOPs", "scheme", "teacher", *(f"{count} epochs" for count in columns)]
     return f"## More epochs\n\nPoints of test accuracy lost.\n\n{markdown_table(header, rows, text_columns=4)}"
 
