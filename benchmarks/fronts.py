@@ -19,7 +19,7 @@ from typing import Any
 from image_classification import EPOCHS, accuracy, pretrained
 from image_data import load
 from performance_page import markdown_table
-from studies import Study, costs, fine_tune, scores, spread
+from studies import Key, Study, costs, fine_tune, scores, spread
 
 from djpq_nncf.errors import ConfigError
 
@@ -198,23 +198,23 @@ def _plot(data: str, network: str, runs: Runs) -> Path:
 
 def _longer() -> str:
     """What more epochs change, next to the runs of the same seeds with the usual number."""
-    usual = STUDY.finished()
-    runs: dict[tuple[Any, ...], dict[int, list[float]]] = {}
-    for key, result in LONGER.finished().items():
-        epochs = runs.setdefault(key[:5], {})
-        epochs.setdefault(int(key[-1]), []).append(result["lost_test"])
-        if (same := usual.get(key[:6], OUT_OF_REACH)) != OUT_OF_REACH and "lost_test" in same:
-            epochs.setdefault(EPOCHS[str(key[0])], []).append(same["lost_test"])
+    usual, longer = STUDY.finished(), LONGER.finished()
+    same = {(*key[:6], EPOCHS[str(key[0])]): usual[key[:6]] for key in longer if key[:6] in usual}
+    runs: dict[Key, dict[int, list[float]]] = {}
+    for key, result in {**longer, **same}.items():
+        if not OUT_OF_REACH.items() <= result.items():
+            runs.setdefault(key[:5], {}).setdefault(int(key[6]), []).append(result["lost_test"])
+    if not runs:
+        return ""
     columns = sorted({count for found in runs.values() for count in found})
     rows = [
         [f"{network} on {data}", f"1/{fewer}", scheme, "yes" if teacher else "no"]
-        + [spread(found[count]) if count in found else "" for count in columns]
+        + [f"{spread(found[count])} ({len(found[count])})" if count in found else "" for count in columns]
         for (data, network, scheme, fewer, teacher), found in sorted(runs.items())
     ]
-    if not rows:
-        return ""
     header = ["network", "BOPs", "scheme", "teacher", *(f"{count} epochs" for count in columns)]
-    return f"## More epochs\n\nPoints of test accuracy lost.\n\n{markdown_table(header, rows, text_columns=4)}"
+    table = markdown_table(header, rows, text_columns=4)
+    return f"## More epochs\n\nPoints of test accuracy lost; in brackets the number of seeds.\n\n{table}"
 
 
 def page() -> str:
@@ -232,7 +232,7 @@ def page() -> str:
         "standard deviation over seeds (without / with a teacher). All schemes have the same epochs of fine-tuning\n"
         f"({', '.join(f'{name}: {EPOCHS[name]}' for name in NETWORKS)}), optimizer and learning rates; half of the\n"
         "epochs of two stages are pruning, to the share of the MACs (0.9, 0.75 or 0.5) that is best by validation.\n"
-        f"MACs: what is left of them. On {STUDY.machines()}.\n\n" + "\n".join([*sections, _longer()])
+        f"MACs: what is left of them. On {STUDY.machines()}.\n\n" + "\n".join(filter(None, [*sections, _longer()]))
     )
 
 
@@ -253,6 +253,8 @@ def main(data: str) -> None:
         for key in keys(data, network, chosen.seeds)
         if key[2] in chosen.schemes and key[3] in chosen.fewer and key[4] in chosen.teachers
     ]
+    if chosen.epochs is not None and (chosen.epochs <= EPOCHS[data] or 0 in chosen.fewer):
+        parser.error(f"--epochs takes more than {EPOCHS[data]}, and --fewer without 0")
     if chosen.epochs is None:
         STUDY.run(wanted, measure, chosen.share)
     else:

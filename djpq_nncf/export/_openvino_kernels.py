@@ -130,16 +130,23 @@ def separate_strides(model: ov.Model) -> None:
     """Takes the pixels that a strided 1x1 convolution in INT8 reads with a slice, in front of one without strides.
 
     On AVX2 the CPU plugin has each thread copy these pixels to memory of its own, in whole vectors of channels: those
-    of the last pixel reach into the memory of the next thread, and now and then change its first pixel.
+    of the last pixel reach into the memory of the next thread, and now and then change its first pixel. It does so
+    where sizes are multiples of the strides and there are one or two of them.
     """
     for node in model.get_ops():
-        if node.get_type_name() not in _CONVOLUTIONS or node.input_value(1).get_node().get_type_name() == "Constant":
+        if node.get_type_name() != "Convolution":
             continue
-        attributes, shape = node.get_attributes(), list(node.input_value(1).get_shape())
-        strides = list(attributes["strides"])
-        channels = shape[1] if node.get_type_name() == "Convolution" else shape[0] * shape[2]
+        weight = node.input_value(1)
+        if weight.get_node().get_type_name() == "Constant" or weight.get_partial_shape().is_dynamic:
+            continue  # in float, or computed
+        attributes, (_, channels, *kernel) = node.get_attributes(), weight.get_shape()
+        strides, sizes = list(attributes["strides"]), list(node.input_value(0).get_partial_shape())[2:]
         padded = any(attributes["pads_begin"]) or any(attributes["pads_end"])
-        if max(strides) == 1 or set(shape[-len(strides) :]) != {1} or padded or channels % _VECTOR == 0:
+        divides = all(
+            size.is_dynamic or size.get_length() % stride == 0 for size, stride in zip(sizes, strides, strict=True)
+        )
+        copied = max(strides) > 1 and set(kernel) == {1} and len(kernel) < 3 and divides and not padded
+        if not copied or channels % _VECTOR == 0:
             continue
         start, stop = np.zeros_like(strides), np.full_like(strides, np.iinfo(np.int64).max)
         axes = np.arange(2, 2 + len(strides))

@@ -56,7 +56,7 @@ ARCHITECTURES: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[Tenso
     "bottlenecks": (lambda: ResNet(Bottleneck, [1, 2, 1, 1], num_classes=10), lambda: (images(2, 32),)),
     "densenet": (lambda: DenseNet(8, (2, 3, 2), 16, num_classes=10), lambda: (images(2, 32),)),
 }
-"""Name -> factory, example inputs. tests/zoo has ResNet50, DenseNet121 and others as published."""
+"""Name -> factory, example inputs. `make zoo` removes from larger ones, without quantizers."""
 
 TORN = (
     "tearing: interleaved concatenation split elsewhere",
