@@ -232,7 +232,8 @@ def page() -> str:
         "standard deviation over seeds (without / with a teacher). All schemes have the same epochs of fine-tuning\n"
         f"({', '.join(f'{name}: {EPOCHS[name]}' for name in NETWORKS)}), optimizer and learning rates; half of the\n"
         "epochs of two stages are pruning, to the share of the MACs (0.9, 0.75 or 0.5) that is best by validation.\n"
-        f"MACs: what is left of them. On {STUDY.machines()}.\n\n" + "\n".join(filter(None, [*sections, _longer()]))
+        f"MACs: what is left of them. vgg7_wide is vgg7 with twice the channels. On {STUDY.machines()}.\n\n"
+        + "\n".join(filter(None, [*sections, _longer()]))
     )
 
 

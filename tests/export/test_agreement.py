@@ -130,6 +130,7 @@ def test_no_strided_1x1_convolution_copies_past_its_channels(case: str, tmp_path
     """Threads would write into each other's pixels: a race, which a run need not show, so the file is looked at."""
     layer, size, copies = STRIDED[case]
     torch.manual_seed(0)
+    layer.reset_parameters()  # type: ignore[operator]
     image = torch.randn(4, layer.weight.shape[1] * layer.groups, *size)  # type: ignore[operator, index]
     stripped = strip(make_exact(nn.Sequential(layer)), (image,), exact=True)
     export_model(stripped, tmp_path / "net.xml")

@@ -11,8 +11,6 @@ import torchvision
 from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision.models import DenseNet, ResNet
-from torchvision.models.resnet import Bottleneck
 
 from djpq_nncf.algorithms.djpq import CompressedNetwork
 from djpq_nncf.algorithms.djpq._bits import BitWidths
@@ -51,12 +49,10 @@ ARCHITECTURES: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[Tenso
     "vgg7": (lambda: VGG7(width=16), lambda: (images(2, 32),)),
     **{
         name: (lambda name=name: torchvision.models.get_model(name, num_classes=10), lambda: (images(2, 32),))  # type: ignore[misc]
-        for name in ("resnet18", "mobilenet_v2")
+        for name in ("resnet18", "resnet50", "mobilenet_v2", "densenet121")
     },
-    "bottlenecks": (lambda: ResNet(Bottleneck, [1, 2, 1, 1], num_classes=10), lambda: (images(2, 32),)),
-    "densenet": (lambda: DenseNet(8, (2, 3, 2), 16, num_classes=10), lambda: (images(2, 32),)),
 }
-"""Name -> factory, example inputs. `make zoo` removes from larger ones, without quantizers."""
+"""Name -> factory, example inputs."""
 
 TORN = (
     "tearing: interleaved concatenation split elsewhere",
