@@ -2,7 +2,7 @@
 """Channel groups: which channels of a captured graph must be kept or removed together."""
 
 from djpq_nncf.channels._analysis import analyse_channels
-from djpq_nncf.channels._context import RuleContext, shape_of, where
+from djpq_nncf.channels._context import RuleContext
 from djpq_nncf.channels._groups import (
     CHANNELS_OF,
     FIXED,
@@ -18,6 +18,7 @@ from djpq_nncf.channels._groups import (
 )
 from djpq_nncf.channels._labels import Labels
 from djpq_nncf.channels._movement import Regather
+from djpq_nncf.channels._nodes import shape_of, where
 from djpq_nncf.channels._registry import Removal, find_rewrite, register_channel_rule, register_rewrite
 
 __all__ = [

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from torch.fx import GraphModule, Node
 
 from djpq_nncf.channels import rules  # noqa: F401  (registers the rules)
-from djpq_nncf.channels._context import RuleContext, is_tensor, where
+from djpq_nncf.channels._context import RuleContext
 from djpq_nncf.channels._groups import ROLES, ChannelAnalysis, Role
+from djpq_nncf.channels._nodes import is_tensor, where
 from djpq_nncf.channels._registry import find_rule
 from djpq_nncf.channels._summary import Summary
 

@@ -2,7 +2,6 @@
 """What a channel rule sees and may say: the labels of its inputs, ties, freezes, and the labels of its output."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,16 +11,7 @@ from djpq_nncf.capture import free_dims, layer_name
 from djpq_nncf.channels._groups import Consumer, OpenCall, Producer, Role
 from djpq_nncf.channels._labels import ChannelSet, Labels, TensorLabels, all_labels
 from djpq_nncf.channels._movement import Factor, IndexMap, Regather, follow, moved
-
-
-def shape_of(node: Node) -> tuple[int, ...]:
-    """Concrete shape of a node's tensor value (that of the example batch)."""
-    return tuple(int(size) for size in node.meta["val"].shape)
-
-
-def is_tensor(value: object) -> bool:
-    """Whether an argument is a node with a tensor value."""
-    return isinstance(value, Node) and isinstance(value.meta.get("val"), torch.Tensor)
+from djpq_nncf.channels._nodes import is_tensor, may_shrink, ranks, shape_of, where
 
 
 class RuleContext:
@@ -186,7 +176,7 @@ class RuleContext:
         if not _regatherable(maps):
             if self._has_channels(source, reorders):
                 self.freeze(node, self.labels(source), "reorders channels together with positions")
-            results = [self._settle(node, factors, rank) for factors, rank in zip(results, _ranks(node), strict=True)]
+            results = [self._settle(node, factors, rank) for factors, rank in zip(results, ranks(node), strict=True)]
             maps = []
         elif self._has_channels(source, reorders):
             self.reordering[node.name] = reorders
@@ -258,7 +248,7 @@ class RuleContext:
 
     def _factors_of(self, node: Node) -> list[Factor]:
         if node.op == "get_attr" and node not in self._factors:
-            if not _may_shrink(node):
+            if not may_shrink(node):
                 return []
             self.set(node, [self.parameter(node, dim) for dim in range(len(shape_of(node)))])
         return self._factors.get(node, [])  # type: ignore[return-value]
@@ -342,23 +332,6 @@ def _canonical_names(model: GraphModule) -> dict[str, str]:
     tensors = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
     first: dict[int, str] = {}
     return {name: first.setdefault(id(tensor), name) for name, tensor in tensors}
-
-
-def where(node: Node, what: str) -> str:
-    """A reason, with operator and module path."""
-    name = getattr(node.target, "name", None)
-    operator = name() if callable(name) else str(node.target)
-    return f"{operator} at '{layer_name(node)}' {what}"
-
-
-def _may_shrink(node: Node) -> bool:
-    value = node.meta["val"]
-    return isinstance(value, torch.Tensor) and value.is_floating_point()
-
-
-def _ranks(node: Node) -> list[int]:
-    value: Any = node.meta["val"]
-    return [int(one.dim()) for one in (value if isinstance(value, (list, tuple)) else [value])]
 
 
 def _regatherable(maps: Sequence[IndexMap]) -> bool:

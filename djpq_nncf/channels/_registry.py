@@ -9,9 +9,10 @@ import numpy as np
 from torch import nn
 from torch.fx import Node
 
-from djpq_nncf.channels._context import RuleContext, shape_of
+from djpq_nncf.channels._context import RuleContext
 from djpq_nncf.channels._groups import ChannelAnalysis, kept_indices
 from djpq_nncf.channels._labels import Labels, TensorLabels
+from djpq_nncf.channels._nodes import shape_of
 
 ChannelRule = Callable[[Node, RuleContext], None]
 

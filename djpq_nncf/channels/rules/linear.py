@@ -7,8 +7,9 @@ import torch
 from torch.fx import Node
 
 from djpq_nncf.capture import einsum_terms
-from djpq_nncf.channels._context import RuleContext, is_tensor, shape_of, where
+from djpq_nncf.channels._context import RuleContext
 from djpq_nncf.channels._labels import Labels
+from djpq_nncf.channels._nodes import is_tensor, shape_of, where
 from djpq_nncf.channels._registry import register_channel_rule
 from djpq_nncf.channels.rules._arguments import argument
 

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch.fx import Node
 
-from djpq_nncf.channels._context import RuleContext, shape_of, where
+from djpq_nncf.channels._context import RuleContext
 from djpq_nncf.channels._groups import FIXED
 from djpq_nncf.channels._labels import Labels
+from djpq_nncf.channels._nodes import shape_of, where
 from djpq_nncf.channels._registry import Removal, register_channel_rule, register_rewrite
 from djpq_nncf.channels.rules._arguments import argument, set_argument
 
