@@ -90,6 +90,7 @@ CHOICES: dict[str, dict[str, Any]] = {
     "channels go at 3 times their worth": {"pruning": {"threshold": 3.0}},
     "channels not weighted by cost": {"pruning": {"cost_weighted": False}},
     "bits learn as fast as weights": {"quantization": {"lr_multiplier": 1.0}},
+    "bits learn 3 times as fast": {"quantization": {"lr_multiplier": 3.0}},
     "bits learn 10 times as fast": {"quantization": {"lr_multiplier": 10.0}},
     "ranges learn 3 times as fast": {"quantization": {"range_lr_multiplier": 3.0}},
     "ranges do not follow bits": {"patched": {"normal_range": torch.ones_like}},

@@ -50,7 +50,7 @@ def test_algorithm_alone_is_enough() -> None:
             "beta": None,
             "power_of_two": False,
             "overflow_fix": "disable",
-            "lr_multiplier": 3.0,
+            "lr_multiplier": None,
             "range_lr_multiplier": 1.0,
             "ignored_scopes": [],
             "target_scopes": None,

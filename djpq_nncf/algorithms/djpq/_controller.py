@@ -130,10 +130,13 @@ class DJPQController(CompressionController):
         """Parameter groups "weights", "gates" (where they are learned), "bit_widths" and "ranges" for an optimizer.
 
         Args:
-            lr: learning rate of the weights; the others have it times their multipliers.
+            lr: learning rate of the weights; the others have it times their multipliers. Bit-widths have more where
+                they could not get far in the joint phase (``quantization.lr_multiplier``).
             options: further entries for every group, such as ``weight_decay``, which only the weights get.
         """
-        return parameter_groups(self._network, self._settings, lr, options)
+        return parameter_groups(
+            self._network, self._settings, lr, options, joint_steps=self.scheduler.planned_steps
+        )
 
     def freeze(self, *, weights_trained: bool | None = None) -> None:
         """Decide channels and integer bits, within the target; end the noise; re-estimate BatchNorm statistics.

@@ -90,6 +90,11 @@ class DJPQScheduler(CompressionScheduler):
         return max(1, self._settings.freeze_epoch * per_epoch)
 
     @property
+    def planned_steps(self) -> int | None:
+        """Steps of the joint phase; None as long as the length of an epoch is not known."""
+        return self._settings.freeze_epoch * self._steps_per_epoch if self._steps_per_epoch else None
+
+    @property
     def begins_epoch(self) -> bool:
         """Whether this step is the first of its epoch."""
         return self._steps_this_epoch == 1

@@ -95,7 +95,7 @@ class QuantizationSettings:
     beta: float | None
     power_of_two: bool
     overflow_fix: OverflowFix
-    lr_multiplier: float
+    lr_multiplier: float | None
     range_lr_multiplier: float
     ignored_scopes: ScopeSettings
     target_scopes: ScopeSettings | None

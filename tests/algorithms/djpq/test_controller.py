@@ -3,7 +3,7 @@
 
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -177,6 +177,35 @@ def test_parameter_groups() -> None:
     assert all("_quantizers." in names[id(p)] and "log_levels" in names[id(p)] for p in groups[2]["params"])
     assert all("_quantizers." in names[id(p)] and "log_levels" not in names[id(p)] for p in groups[3]["params"])
     torch.optim.SGD(groups)
+
+
+class Stream:
+    """Data that does not say how much of it there is."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return iter(batches())
+
+
+@pytest.mark.parametrize(
+    ("lr", "steps", "multiplier", "rate"),
+    [
+        (1e-3, 10_000, None, 3e-3),
+        (1e-5, 10_000, None, 5.924e-4),  # 4/3 * log(255 / 3), in 10,000 steps
+        (1e-3, 40, None, 0.1481),
+        (1e-3, None, None, 3e-3),
+        (1e-3, 40, 2.0, 2e-3),
+    ],
+)
+def test_bit_widths_can_get_anywhere_in_the_joint_phase(
+    lr: float, steps: int | None, multiplier: float | None, rate: float
+) -> None:
+    quantization = {} if multiplier is None else {"lr_multiplier": multiplier}
+    schedule = {"epochs": 12, "freeze_epoch": 4, "steps_per_epoch": steps and steps // 4}
+    entry = {"algorithm": "djpq", "quantization": quantization, "schedule": schedule, "compression_lr_multiplier": 2.0}
+    controller, _ = create_compressed_model(NETWORKS["plain"](), {"compression": entry}, init_data=Stream())
+    rates = {group["name"]: group["lr"] for group in controller.param_groups(lr=lr)}
+    assert rates["bit_widths"] == pytest.approx(2 * rate, rel=1e-3)
+    assert rates["ranges"] == pytest.approx(2 * lr)
 
 
 @pytest.mark.parametrize(
