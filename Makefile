@@ -19,7 +19,7 @@ demo: $(INSTALLED)
 
 # Two workers of one thread each: tests are small, and threads of the workers would fight over the cores.
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 # Every architecture as published, and docs/architectures.md from what was measured: takes an hour.
 zoo: $(INSTALLED)

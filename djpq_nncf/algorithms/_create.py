@@ -49,7 +49,7 @@ def create_compressed_model(
     Example:
         >>> config = NNCFConfig.from_dict({"compression": {"algorithm": "djpq"}})
         >>> ctrl, model = create_compressed_model(model, config, init_data=loader)  # doctest: +SKIP
-        >>> optimizer = torch.optim.SGD(ctrl.param_groups(lr=1e-3), momentum=0.9)  # doctest: +SKIP
+        >>> optimizer = torch.optim.Adam(ctrl.param_groups(lr=1e-3))  # doctest: +SKIP
     """
     if not isinstance(config, NNCFConfig):
         config = NNCFConfig.from_dict(config)
