@@ -20,6 +20,8 @@ _UPDATES = 64
 # Shares of the joint phase.
 _MEMORY = 1 / 12
 _WARM_UP = 1 / 12
+_SHORTEST_WARM_UP = 20
+"""Steps, but no more than half of them: a strength that still pushes bits to move is not what bits are worth."""
 # Share of the cost that may go in one update: the network needs time to recover.
 _FASTEST = 3 / _UPDATES
 
@@ -100,7 +102,8 @@ class FisherCriterion:
         self._mean_strength += (1 - self._memory) * (strength - self._mean_strength)
         self._strength = min(strength, self._mean_strength)
         self._since_update += 1
-        if self._weight and self._since_update * _UPDATES >= steps and progress >= _WARM_UP:
+        warm_up = max(_WARM_UP, min(_SHORTEST_WARM_UP / steps, 0.5))
+        if self._weight and self._since_update * _UPDATES >= steps and progress >= warm_up:
             self._since_update = 0
             self._update()
 

@@ -184,6 +184,23 @@ def joint_phase(controller: DJPQController, model: nn.Module, epochs: int) -> No
             optimizer.step()
 
 
+@pytest.mark.parametrize(("epochs", "quiet"), [(3, 6), (12, 20), (90, 30)], ids=["half", "twenty steps", "a twelfth"])
+def test_nothing_goes_while_the_strength_settles(epochs: int, quiet: int) -> None:
+    """Of a joint phase of 12, 48 or 360 steps."""
+    controller, model = compress(
+        TwoLayers(), schedule={"epochs": epochs + 1, "freeze_epoch": epochs}, pruning={"threshold": 1e12}
+    )
+    (group,) = controller.groups.values()
+    steps = 0
+    controller.scheduler.epoch_step()
+    while len(group.open_channels) == WIDTH:
+        for batch in data():
+            one_step(controller, model, batch)
+            steps += len(group.open_channels) == WIDTH
+        controller.scheduler.epoch_step()
+    assert quiet - 1 <= steps <= quiet + 360 // 64, "a step's update comes at its beginning"
+
+
 def test_nothing_goes_that_is_worth_more_than_it_costs() -> None:
     controller, model = compress(TwoLayers(), schedule={"epochs": 13, "freeze_epoch": 12}, pruning={"threshold": 2e-5})
     joint_phase(controller, model, 12)
