@@ -134,9 +134,7 @@ class DJPQController(CompressionController):
                 they could not get far in the joint phase (``quantization.lr_multiplier``).
             options: further entries for every group, such as ``weight_decay``, which only the weights get.
         """
-        return parameter_groups(
-            self._network, self._settings, lr, options, joint_steps=self.scheduler.planned_steps
-        )
+        return parameter_groups(self._network, self._settings, lr, options, joint_steps=self.scheduler.planned_steps)
 
     def freeze(self, *, weights_trained: bool | None = None) -> None:
         """Decide channels and integer bits, within the target; end the noise; re-estimate BatchNorm statistics.
