@@ -141,7 +141,8 @@ def page() -> str:
         "# Ablations\n\n"
         "Written by `python benchmarks/ablations.py`: the defaults, and the same with one choice changed. Points of\n"
         "accuracy lost against the FP32 network that all start from, mean and standard deviation over seeds; defaults\n"
-        f"are chosen by the validation split. On {machines}.\n\n"
+        'are chosen by the validation split. Defaults that are not listed are "ours" in [results.md](results.md), the\n'
+        f"same run. On {machines}.\n\n"
         f"{_tables(STUDY)}\n"
         "# Before\n\n"
         "The same with the defaults that these runs led away from, the latest first.\n\n"
