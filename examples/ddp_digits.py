@@ -9,6 +9,7 @@ torch.nn.SyncBatchNorm. At the end the processes compare gates, quantizers, weig
 """
 
 import argparse
+import itertools
 import os
 from pathlib import Path
 
@@ -77,6 +78,7 @@ def run(arguments: argparse.Namespace, device: torch.device) -> None:
         "compression": {
             "algorithm": "djpq",
             "target": {"bops_ratio": arguments.bops_ratio},
+            "quantization": {"lr_multiplier": arguments.lr_multiplier},
             "schedule": {"epochs": arguments.epochs, "steps_per_epoch": len(loader)},
         },
     }
@@ -92,7 +94,7 @@ def run(arguments: argparse.Namespace, device: torch.device) -> None:
         sampler.set_epoch(epoch)
         ctrl.scheduler.epoch_step()
         parallel.train()
-        for images, labels in loader:
+        for images, labels in itertools.islice(loader, arguments.steps):
             ctrl.scheduler.step()
             loss = F.cross_entropy(parallel(images.to(device, arguments.dtype)), labels.to(device)) + ctrl.loss()
             optimizer.zero_grad()
@@ -130,6 +132,8 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32, help="of all processes together")
     parser.add_argument("--width", type=int, default=32, help="channels of the first layer")
     parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--steps", type=int, help="of each epoch, to stop early; not given: all")
+    parser.add_argument("--lr-multiplier", type=float, help="of the bit-widths; not given: what suits the steps")
     parser.add_argument(
         "--double",
         dest="dtype",

@@ -39,17 +39,21 @@ def difference(one: Tensor, other: Tensor) -> float:
 
 
 @pytest.mark.slow
-def test_two_processes_are_one(tmp_path: Path) -> None:
-    """In double precision, through the search and an epoch beyond the freeze.
-
-    In single precision sums of another order round otherwise, and from step to step quantizers make more of it.
-    """
-    options = ("--double", "--epochs", "2")
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        pytest.param(("--double", "--epochs", "2"), "", id="float64, beyond the freeze"),
+        pytest.param(("--double", "--epochs", "3", "--lr-multiplier", "3"), "", id="float64, slow bits, longer"),
+        # sums of float32 are rounded in another order, by each CPU: 10 steps differ by 1e-6, 37 by up to 1e-2
+        pytest.param(("--epochs", "1", "--steps", "10"), "model.", id="float32, after 10 steps"),
+    ],
+)
+def test_two_processes_are_one(tmp_path: Path, options: tuple[str, ...], names: str) -> None:
     first, layers = train(tmp_path / "one", *options)
     second, again = train(tmp_path / "two", *options, launcher=TWO)
     assert again == layers
     assert first.keys() == second.keys()
-    differences = {name: difference(first[name], second[name]) for name in first}
+    differences = {name: difference(first[name], second[name]) for name in first if name.startswith(names)}
     assert max(differences.values()) <= 1e-5, differences
     closed = [name for name, value in first.items() if name.endswith(".open") and not value.all()]
-    assert closed, "nothing was pruned, so no choice of channels was compared"
+    assert closed or "--double" not in options, "nothing was pruned, so no choice of channels was compared"
