@@ -17,13 +17,15 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import fronts
 import numpy as np
 import torch
 from image_classification import EPOCHS, pretrained
 from image_data import DATA
 from image_networks import NETWORKS
 from performance_page import markdown_table
-from studies import DISTILLATION, Study, costs, fine_tune, scores, spread
+from studies import DISTILLATION, Key, Study, costs, fine_tune, scores, spread
+from torch import nn
 
 from djpq_nncf.algorithms.djpq import _freezing, _scheduler
 from djpq_nncf.nn import _functional
@@ -36,6 +38,14 @@ EARLIER = {
     "ablations_second": "Learned gates (the information bottleneck), which weighed 0.5, and a learning rate of 0.001.",
     "ablations_first": "As before, but gates weighed 2, and the freeze came after 60 % of the epochs.",
 }
+IN_FRONTS = {
+    "defaults": ("ours", 0),
+    "pruning off (DQ)": ("quantization alone", 0),
+    "no noise in the search": ("ours, no noise", 0),
+    "with a teacher": ("ours", 1),
+    "with a teacher, pruning off": ("quantization alone", 1),
+}
+"""Choices that the study of fronts has measured too: its scheme, and whether there was a teacher."""
 PAGE = Path(__file__).parents[1] / "docs" / "ablations.md"
 
 
@@ -54,6 +64,22 @@ def nearest_lower(choices: Any, amounts: Any, budget: Any, *, tolerance: float) 
         widest = max(movable, key=lambda i: bits[i])
         bits[widest] = lower[widest]
     return bits
+
+
+def equalized(model: nn.Module) -> nn.Module:
+    """The same network with output channels of equal size in every convolution before a BatchNorm, which evens it out.
+
+    With one step for each weight tensor that is what a step for each output channel would be.
+    """
+    layers = list(model.modules())
+    for layer, batchnorm in itertools.pairwise(layers):
+        if isinstance(layer, nn.Conv2d) and isinstance(batchnorm, nn.BatchNorm2d):
+            size = layer.weight.detach().flatten(1).norm(dim=1)
+            size = (size / size.mean()).clamp_min(1e-3)
+            layer.weight.data /= size.reshape(-1, 1, 1, 1)
+            batchnorm.running_mean /= size
+            batchnorm.running_var /= size.square()
+    return model
 
 
 @contextmanager
@@ -99,6 +125,7 @@ CHOICES: dict[str, dict[str, Any]] = {
     "freeze after a sixth": {"freeze_share": 1 / 6},
     "freeze after half": {"freeze_share": 1 / 2},
     "freeze after two thirds": {"freeze_share": 2 / 3},
+    "a step for each output channel": {"prepared": equalized},
     "blocks of 1 channel": {"pruning": {"round_to": 1}},
     "bits lowered by width alone": {"patched": {"choose_bits": nearest_lower}},
     "BatchNorm not re-estimated": {"initializer": {"batchnorm_adaptation": {"num_bn_adaptation_samples": 0}}},
@@ -122,7 +149,7 @@ def measure(data: str, network: str, fewer: int, choice: str, seed: int) -> dict
     schedule = {"epochs": epochs, **options.pop("schedule", {})}
     if "freeze_share" in options:
         schedule["freeze_epoch"] = round(options.pop("freeze_share") * epochs)
-    original = pretrained(network, data)
+    original = options.pop("prepared", lambda model: model)(pretrained(network, data))
     djpq = {"target": {"bops_ratio": 1 / fewer}, "schedule": schedule, **options}
     with patched(**constants):
         ctrl = fine_tune(
@@ -141,19 +168,32 @@ def page() -> str:
         "# Ablations\n\n"
         "Written by `python benchmarks/ablations.py`: the defaults, and the same with one choice changed. Points of\n"
         "accuracy lost against the FP32 network that all start from, mean and standard deviation over seeds; defaults\n"
-        'are chosen by the validation split. Defaults that are not listed are "ours" in [results.md](results.md), the\n'
-        f"same run. On {machines}.\n\n"
-        f"{_tables(STUDY)}\n"
+        "are chosen by the validation split, which orders the rows. What [results.md](results.md) has too is the same\n"
+        f"runs. On {machines}.\n\n"
+        f"{_tables(_with_fronts(STUDY.finished()))}\n"
         "# Before\n\n"
         "The same with the defaults that these runs led away from, the latest first.\n\n"
-        + "\n".join(f"{what}\n\n{_tables(Study(name, FIELDS))}" for name, what in EARLIER.items())
+        + "\n".join(f"{what}\n\n{_tables(Study(name, FIELDS).finished())}" for name, what in EARLIER.items())
     )
 
 
-def _tables(study: Study) -> str:
+def _with_fronts(finished: dict[Key, dict[str, Any]]) -> dict[Key, dict[str, Any]]:
+    """With the choices that were measured there, at the same places."""
+    places = {key[:3] for key in finished}
+    result = dict(finished)
+    for (data, network, scheme, fewer, teacher, seed), run in fronts.STUDY.finished().items():
+        for choice, at in IN_FRONTS.items():
+            if (data, network, fewer) in places and (scheme, teacher) == at and "lost_test" in run:
+                result.setdefault((data, network, fewer, choice, seed), run)
+    return result
+
+
+def _tables(finished: dict[Key, dict[str, Any]]) -> str:
+    """A table for each place, the choice that lost least in validation first."""
     by_choice: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for key, result in study.finished().items():
+    for key, result in finished.items():
         by_choice.setdefault(key[:-1], []).append(result)
+    ordered = sorted(by_choice.items(), key=lambda item: float(np.mean([run["lost_validation"] for run in item[1]])))
     tables = []
     for at in dict.fromkeys(key[:3] for key in by_choice):
         rows = [
@@ -165,7 +205,7 @@ def _tables(study: Study) -> str:
                 f"{np.mean([run['macs_ratio'] for run in runs]):.2f}",
                 f"{np.mean([run['seconds'] for run in runs]):.0f}",
             ]
-            for key, runs in by_choice.items()
+            for key, runs in ordered
             if key[:3] == at
         ]
         data, network, fewer = at
