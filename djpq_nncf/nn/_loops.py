@@ -13,6 +13,10 @@ logger = logging.getLogger(__name__)
 # Elements at a time on a CPU without a compiler: what one operator leaves is in the cache when the next one reads it.
 _PIECE = 1 << 17
 
+# How many layouts of tensors a loop is compiled for. A network has some five; beyond torch's own limit of eight, which
+# a few networks in one process exceed, it would run uncompiled.
+_LAYOUTS = 64
+
 # Stands for log(0) where it is multiplied by an exact zero: finite, and below the log of any float64.
 LOG_ZERO = -1000.0
 
@@ -38,7 +42,9 @@ class Loop:
         self._function = function
         self._elementwise = elementwise
         # Else the size of the first tensor decides, for good and for later processes too, whether threads are used.
-        self._compiled = torch.compile(function, dynamic=True, options={"cpp.dynamic_threads": True})
+        self._compiled = torch.compile(
+            function, dynamic=True, recompile_limit=_LAYOUTS, options={"cpp.dynamic_threads": True}
+        )
 
     def __call__(self, *args: Any, compiled: bool) -> Any:
         if torch.compiler.is_compiling():

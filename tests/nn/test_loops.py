@@ -114,3 +114,20 @@ def test_without_a_compiler_it_runs_eagerly(monkeypatch: pytest.MonkeyPatch, cap
     (record,) = caplog.records
     assert "no C++ compiler found" in record.getMessage()
     assert "more lines" not in record.getMessage()
+
+
+def test_many_layouts_in_one_process_stay_compiled() -> None:
+    """torch gives up after eight, which a few networks exceed, and runs the function as it is from then on."""
+    interpreted = 0
+
+    def function(x: Tensor) -> Tensor:
+        nonlocal interpreted
+        if not torch.compiler.is_compiling():
+            interpreted += 1
+        return x + 1
+
+    loop = _loops.Loop(function, elementwise=1)
+    for dimensions in range(1, 11):
+        x = torch.randn((2,) * dimensions)
+        torch.testing.assert_close(loop(x, compiled=True), x + 1)
+    assert _loops.Loop.compiler_works and not interpreted
