@@ -42,7 +42,7 @@ class Loop:
         self._function = function
         self._elementwise = elementwise
         # Else the size of the first tensor decides, for good and for later processes too, whether threads are used.
-        self._compiled = torch.compile(
+        self._compiled = torch.compile(  # type: ignore[call-overload]  # the overloads leave recompile_limit out
             function, dynamic=True, recompile_limit=_LAYOUTS, options={"cpp.dynamic_threads": True}
         )
 
