@@ -230,8 +230,9 @@ def page() -> str:
         "`image_folder.py`. Points of test accuracy lost against the FP32 network that all start from, mean and\n"
         "standard deviation over seeds (without / with a teacher). All schemes have the same epochs of fine-tuning\n"
         f"({', '.join(f'{name}: {EPOCHS[name]}' for name in NETWORKS)}), optimizer and learning rates; half of the\n"
-        "epochs of two stages are pruning, to a share of the MACs. The plots have the best share by validation, out of\n"
-        f"those with the most seeds. MACs: what is left of them. vgg7_wide is vgg7 with twice the channels. On {STUDY.machines()}.\n\n"
+        "epochs of two stages are pruning, to a share of the MACs. The plots have the best share by validation,\n"
+        "out of those with the most seeds. MACs: what is left of them. vgg7_wide is vgg7 with twice the channels.\n"
+        f"On {STUDY.machines()}.\n\n"
         + "\n".join(filter(None, [*sections, _longer()]))
     )
 
