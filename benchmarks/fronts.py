@@ -232,8 +232,7 @@ def page() -> str:
         f"({', '.join(f'{name}: {EPOCHS[name]}' for name in NETWORKS)}), optimizer and learning rates; half of the\n"
         "epochs of two stages are pruning, to a share of the MACs. The plots have the best share by validation,\n"
         "out of those with the most seeds. MACs: what is left of them. vgg7_wide is vgg7 with twice the channels.\n"
-        f"On {STUDY.machines()}.\n\n"
-        + "\n".join(filter(None, [*sections, _longer()]))
+        f"On {STUDY.machines()}.\n\n" + "\n".join(filter(None, [*sections, _longer()]))
     )
 
 
