@@ -2,8 +2,10 @@
 """What a command does with errors and warnings: one message on stderr, no traceback."""
 
 import functools
+import signal
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar
 
 import typer
@@ -31,6 +33,16 @@ def reports_errors(command: Callable[_Parameters, _Result]) -> Callable[_Paramet
                 raise typer.Exit(130) from error
 
     return run
+
+
+@contextmanager
+def termination_interrupts() -> Iterator[None]:
+    """Within the context, SIGTERM does what Ctrl-C does: processes that were begun are ended too."""
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _show_warning(message: Warning | str, *place: Any, **more: Any) -> None:

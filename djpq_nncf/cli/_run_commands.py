@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from djpq_nncf.cli._app import app
-from djpq_nncf.cli._errors import reports_errors
+from djpq_nncf.cli._errors import reports_errors, termination_interrupts
 from djpq_nncf.cli._sweep_arguments import SweepCommand, check_compress_arguments
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder that `compress` made.")]
@@ -260,7 +260,9 @@ def sweep(
     request = SweepRequest(
         config, tuple(arguments), out, budgets, seeds, tuple(settings or ()), jobs, most_lost, most_bops, storage
     )
-    if not sweep_configs(request, say=typer.echo):
+    with termination_interrupts():
+        finished = sweep_configs(request, say=typer.echo)
+    if not finished:
         raise typer.Exit(3)
 
 

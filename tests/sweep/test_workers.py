@@ -73,15 +73,21 @@ def test_all_are_killed_and_one_begins_again(tmp_path: Path, config: Path, fakes
     assert sorted(fakes.ended) == NAMES
 
 
-@pytest.mark.parametrize("storage", [False, True], ids=["local", "shared"])
-def test_interrupt_ends_the_runs(tmp_path: Path, config: Path, fakes: Fakes, storage: bool) -> None:
+@pytest.mark.parametrize(
+    ("storage", "sent"),
+    [(False, signal.SIGINT), (True, signal.SIGINT), (False, signal.SIGTERM)],
+    ids=["local", "shared", "terminated"],
+)
+def test_interrupt_ends_the_runs(
+    tmp_path: Path, config: Path, fakes: Fakes, storage: bool, sent: signal.Signals
+) -> None:
     """No other run begins, those that run end, and the same command continues."""
     fakes.hold()
     command = shared(tmp_path, config, "--jobs", "2") if storage else sweep(tmp_path, config, "--jobs", "2")
     worker = Worker(command, tmp_path / "worker.txt")
     until(lambda: len(fakes.begun) == 2)
     runs = worker.children()
-    os.kill(worker.pid, signal.SIGINT)
+    os.kill(worker.pid, sent)
     assert worker.wait() == 130
     assert "The same command continues" in worker.text
     assert "failed" not in worker.text
