@@ -12,14 +12,17 @@ the same learning rates; each with and without the original as a teacher. Finish
 
 import argparse
 import itertools
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from image_classification import EPOCHS, accuracy, pretrained
+from image_classification import EPOCHS, RATES, accuracy, pretrained
 from image_data import load
 from performance_page import markdown_table
 from studies import Key, Study, costs, fine_tune, scores, spread
+from torch import nn
 
 from djpq_nncf.errors import ConfigError
 
@@ -27,6 +30,8 @@ FIELDS = ("data", "network", "scheme", "fewer", "teacher", "seed")
 STUDY = Study("fronts", FIELDS)
 LONGER = Study("longer", (*FIELDS, "epochs"))
 """The same, with more epochs than the data set's."""
+FASTER = Study("faster", (*FIELDS, "rate"))
+"""The same, with so many times the network's learning rate."""
 DOCS = Path(__file__).parents[1] / "docs"
 FEWER = (16, 50, 100, 250, 400)
 UNIFORM = {f"{bits}/{bits}": bits for bits in (8, 4, 3, 2)}
@@ -62,49 +67,68 @@ def keys(data: str, network: str, seeds: int) -> list[tuple[str, str, str, int, 
 
 
 def measure(
-    data: str, network: str, scheme: str, fewer: int, teacher: int, seed: int, epochs: int | None = None
+    data: str,
+    network: str,
+    scheme: str,
+    fewer: int,
+    teacher: int,
+    seed: int,
+    *,
+    epochs: int | None = None,
+    rate: float = 1.0,
 ) -> dict[str, Any]:
-    """One run; ``fewer`` 0 where the scheme sets the cost, ``epochs`` those of the data set if not given."""
-    epochs = epochs or EPOCHS[data]
+    """One run.
+
+    Args:
+        data: name of the data set.
+        network: name of the network.
+        scheme: one of the study's.
+        fewer: how many times fewer BOPs; 0 where the scheme sets the cost.
+        teacher: whether there is one.
+        seed: of batches and noise.
+        epochs: those of the data set if not given.
+        rate: learning rate, in those of the network.
+    """
     original = pretrained(network, data)
-    tutor = original if teacher else None
+    epochs = epochs or EPOCHS[data]
+    tune = partial(
+        fine_tune,
+        network=network,
+        data=data,
+        seed=seed,
+        teacher=original if teacher else None,
+        training={"lr": rate * RATES[network]},
+    )
+    try:
+        if scheme in FIRST_STAGES:
+            model, used = _two_stages(tune, original, FIRST_STAGES[scheme], 1 / fewer, epochs)
+        else:
+            ctrl = tune(original, djpq=_settings(scheme, fewer), epochs=epochs)
+            model, used = ctrl.model, costs(ctrl.statistics().djpq)
+    except ConfigError as error:
+        if "is out of reach" not in str(error):
+            raise
+        return OUT_OF_REACH
+    return {**scores(model, network, data), **used}
+
+
+def _settings(scheme: str, fewer: int) -> dict[str, Any]:
     if scheme in UNIFORM:
         bits = {"bits": UNIFORM[scheme]}
-        fixed = {"pruning": {"enabled": False}, "quantization": {"weights": bits, "activations": bits}}
-        ctrl = fine_tune(original, network, data, seed, fixed, epochs=epochs, teacher=tutor)
-    elif scheme in FIRST_STAGES:
-        return _two_stages(data, network, FIRST_STAGES[scheme], 1 / fewer, teacher, seed, epochs)
-    else:
-        try:
-            djpq = {"target": {"bops_ratio": 1 / fewer}, **LEARNED[scheme]}
-            ctrl = fine_tune(original, network, data, seed, djpq, epochs=epochs, teacher=tutor)
-        except ConfigError as error:
-            return _out_of_reach(error)
-    return {**scores(ctrl.model, network, data), **costs(ctrl.statistics().djpq)}
-
-
-def _out_of_reach(error: ConfigError) -> dict[str, Any]:
-    """A result of its own; any other error is a mistake."""
-    if "is out of reach" not in str(error):
-        raise error
-    return OUT_OF_REACH
+        return {"pruning": {"enabled": False}, "quantization": {"weights": bits, "activations": bits}}
+    return {"target": {"bops_ratio": 1 / fewer}, **LEARNED[scheme]}
 
 
 def _two_stages(
-    data: str, network: str, share: float, ratio: float, teacher: int, seed: int, epochs: int
-) -> dict[str, Any]:
-    original = pretrained(network, data)
-    tutor, first = original if teacher else None, epochs // 2
+    tune: Callable[..., Any], original: nn.Module, share: float, ratio: float, epochs: int
+) -> tuple[nn.Module, dict[str, float]]:
+    first = epochs // 2
     pruning = {"quantization": {"enabled": False}, "target": {"macs_ratio": share}}
-    pruned = fine_tune(original, network, data, seed, pruning, epochs=first, teacher=tutor)
+    pruned = tune(original, djpq=pruning, epochs=first)
     left = pruned.statistics().djpq.macs_ratio
     quantization = {"pruning": {"enabled": False}, "target": {"bops_ratio": ratio / left}}
-    try:
-        ctrl = fine_tune(pruned.strip(), network, data, seed, quantization, epochs=epochs - first, teacher=tutor)
-    except ConfigError as error:
-        return _out_of_reach(error)
-    bops_ratio = ctrl.statistics().djpq.bops_ratio * left
-    return {**scores(ctrl.model, network, data), "bops_ratio": bops_ratio, "macs_ratio": left}
+    ctrl = tune(pruned.strip(), djpq=quantization, epochs=epochs - first)
+    return ctrl.model, {"bops_ratio": ctrl.statistics().djpq.bops_ratio * left, "macs_ratio": left}
 
 
 Runs = dict[tuple[str, int, int], list[dict[str, Any]]]
@@ -195,25 +219,22 @@ def _plot(data: str, network: str, runs: Runs) -> Path:
     return path
 
 
-def _longer() -> str:
-    """What more epochs change, next to the runs of the same seeds with the usual number."""
-    usual, longer = STUDY.finished(), LONGER.finished()
-    same = {(*key[:6], EPOCHS[str(key[0])]): usual[key[:6]] for key in longer if key[:6] in usual}
-    runs: dict[Key, dict[int, list[float]]] = {}
-    for key, result in {**longer, **same}.items():
+def _beside(study: Study, usual: Callable[[str], float], column: str) -> str:
+    """What a study changes, next to the runs of the same seeds with the ``usual`` value of a data set."""
+    others, finished = study.finished(), STUDY.finished()
+    same = {(*key[:6], usual(str(key[0]))): finished[key[:6]] for key in others if key[:6] in finished}
+    runs: dict[Key, dict[float, list[float]]] = {}
+    for key, result in {**others, **same}.items():
         if not OUT_OF_REACH.items() <= result.items():
-            runs.setdefault(key[:5], {}).setdefault(int(key[6]), []).append(result["lost_test"])
-    if not runs:
-        return ""
-    columns = sorted({count for found in runs.values() for count in found})
+            runs.setdefault(key[:5], {}).setdefault(float(key[6]), []).append(result["lost_test"])
+    columns = sorted({value for found in runs.values() for value in found})
     rows = [
         [f"{network} on {data}", f"1/{fewer}", scheme, "yes" if teacher else "no"]
-        + [f"{spread(found[count])} ({len(found[count])})" if count in found else "" for count in columns]
+        + [f"{spread(found[value])} ({len(found[value])})" if value in found else "" for value in columns]
         for (data, network, scheme, fewer, teacher), found in sorted(runs.items())
     ]
-    header = ["network", "BOPs", "scheme", "teacher", *(f"{count} epochs" for count in columns)]
-    table = markdown_table(header, rows, text_columns=4)
-    return f"## More epochs\n\nPoints of test accuracy lost; in brackets the number of seeds.\n\n{table}"
+    header = ["network", "BOPs", "scheme", "teacher", *(f"{value:g} {column}" for value in columns)]
+    return markdown_table(header, rows, text_columns=4)
 
 
 def page() -> str:
@@ -232,7 +253,11 @@ def page() -> str:
         f"({', '.join(f'{name}: {EPOCHS[name]}' for name in NETWORKS)}), optimizer and learning rates; half of the\n"
         "epochs of two stages are pruning, to a share of the MACs. The plots have the best share by validation,\n"
         "out of those with the most seeds. MACs: what is left of them. vgg7_wide is vgg7 with twice the channels.\n"
-        f"On {STUDY.machines()}.\n\n" + "\n".join(filter(None, [*sections, _longer()]))
+        f"On {STUDY.machines()}.\n\n" + "\n".join(sections) + "\n"
+        "## Other recipes\n\n"
+        "Points of test accuracy lost; in brackets the number of seeds.\n\n"
+        f"{_beside(LONGER, EPOCHS.__getitem__, 'epochs')}\n"
+        f"{_beside(FASTER, lambda _: 1.0, 'x the learning rate')}"
     )
 
 
@@ -245,6 +270,7 @@ def main(data: str) -> None:
     parser.add_argument("--teachers", nargs="+", type=int, choices=(0, 1), default=[0, 1])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, help="more than the data set's: a study of its own")
+    parser.add_argument("--rate", type=float, help="times the network's learning rate: a study of its own")
     parser.add_argument("--share", default="1/1", help="k/n: the k-th of n processes")
     chosen = parser.parse_args()
     wanted = [
@@ -255,10 +281,16 @@ def main(data: str) -> None:
     ]
     if chosen.epochs is not None and (chosen.epochs <= EPOCHS[data] or 0 in chosen.fewer):
         parser.error(f"--epochs takes more than {EPOCHS[data]}, and --fewer without 0")
-    if chosen.epochs is None:
-        STUDY.run(wanted, measure, chosen.share)
+    if chosen.epochs is not None and chosen.rate is not None:
+        parser.error("--epochs and --rate are studies of their own")
+    if chosen.epochs is not None:
+        LONGER.run(
+            [(*key, chosen.epochs) for key in wanted], lambda *key: measure(*key[:-1], epochs=key[-1]), chosen.share
+        )
+    elif chosen.rate is not None:
+        FASTER.run([(*key, chosen.rate) for key in wanted], lambda *key: measure(*key[:-1], rate=key[-1]), chosen.share)
     else:
-        LONGER.run([(*key, chosen.epochs) for key in wanted], measure, chosen.share)
+        STUDY.run(wanted, measure, chosen.share)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from torch import nn
 from djpq_nncf import create_compressed_model
 from djpq_nncf.algorithms._distillation import Distillation, DistillationSettings
 
-Key = tuple[str | int, ...]
+Key = tuple[str | float, ...]
 DISTILLATION = DistillationSettings("softmax", 1.0, 1.0)
 RESULTS = Path(__file__).parent / "results"
 
