@@ -91,7 +91,8 @@ def measure(data: str, network: str, scheme: str, fewer: int, seed: int) -> dict
     if abs(reached / first["bops_ratio"] - 1) > 1e-6:
         raise RuntimeError(f"{scheme} found {first['bops_ratio']}, and its channels and bits are {reached}")
     again = {f"{key}_again": lost for key, lost in scores(ctrl.model, network, data).items()}
-    return {**first, **again}
+    keep = {name: np.flatnonzero(kept).tolist() for name, kept in allocation.keep.items()}
+    return {**first, **again, "keep": keep, "bits": allocation.bits.tolist()}
 
 
 def page() -> str:
@@ -116,8 +117,30 @@ def page() -> str:
         "bits when they are fixed from the start and trained from the same FP32 checkpoint for all of the epochs. So\n"
         "the search costs nothing in the second, and its rows differ in what was found alone. Learning rates are\n"
         f"{RATE:g} times those of [results.md](results.md). On {STUDY.machines()}.\n\n"
-        f"{markdown_table(header, rows, text_columns=3)}"
+        f"{markdown_table(header, rows, text_columns=3)}\n"
+        "How far two of one seed agree. Channels: those that both keep, of those that either keeps. Bit-widths: how\n"
+        "many are the same, out of those below 8 bits in either (what costs nothing has 8).\n\n"
+        f"{_agreement(runs)}"
     )
+
+
+def _agreement(runs: dict[tuple[Any, ...], list[dict[str, Any]]]) -> str:
+    """Of our scheme with each of the others."""
+    rows = []
+    for (data, network, scheme, fewer), found in runs.items():
+        ours = runs.get((data, network, "ours", fewer), [])
+        if scheme == "ours" or not ours:
+            continue
+        both = either = 0
+        for name, kept in ours[0]["keep"].items():
+            mine, theirs = set(kept), set(found[0]["keep"][name])
+            both, either = both + len(mine & theirs), either + len(mine | theirs)
+        pairs = [(a, b) for a, b in zip(ours[0]["bits"], found[0]["bits"], strict=True) if min(a, b) < 8]
+        same = sum(a == b for a, b in pairs)
+        rows.append(
+            [f"{network} on {data}", f"1/{fewer}", f"ours, {scheme}", f"{both} of {either}", f"{same} of {len(pairs)}"]
+        )
+    return markdown_table(["network", "BOPs", "", "channels", "bit-widths"], rows, text_columns=3)
 
 
 def main() -> None:
