@@ -31,7 +31,7 @@ STUDY = Study("allocations", ("data", "network", "scheme", "fewer", "seed"))
 PAGE = Path(__file__).parents[1] / "docs" / "allocations.md"
 SCHEMES = ("ours", "paper", "two stages, MACs x 0.75", "two stages, MACs x 0.5")
 RATE = 4.0
-"""Times the network's learning rate: those who train few bits for few epochs do best with it (docs/results.md)."""
+"""Times the network's learning rate: the two that are compared lose less with it (docs/results.md)."""
 
 
 class Allocation(NamedTuple):
@@ -95,18 +95,22 @@ def measure(data: str, network: str, scheme: str, fewer: int, seed: int) -> dict
     return {**first, **again, "keep": keep, "bits": allocation.bits.tolist()}
 
 
+Runs = dict[tuple[Any, ...], dict[int, dict[str, Any]]]
+"""Finished runs by data set, network, scheme and ``fewer``, and then by seed."""
+
+
 def page() -> str:
     """All finished runs as Markdown."""
-    runs: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    runs: Runs = {}
     for key, result in STUDY.finished().items():
         if not fronts.OUT_OF_REACH.items() <= result.items():
-            runs.setdefault(key[:4], []).append(result)
+            runs.setdefault(key[:4], {})[int(key[4])] = result
     columns = ("lost_test", "lost_test_again", "lost_validation", "lost_validation_again")
     rows = [
         [
             *(f"{network} on {data}", f"1/{fewer}", scheme, str(len(found))),
-            f"{np.mean([run['macs_ratio'] for run in found]):.2f}",
-            *(spread(run[column] for run in found) for column in columns),
+            f"{np.mean([run['macs_ratio'] for run in found.values()]):.2f}",
+            *(spread(run[column] for run in found.values()) for column in columns),
         ]
         for (data, network, scheme, fewer), found in runs.items()
     ]
@@ -118,27 +122,29 @@ def page() -> str:
         "the search costs nothing in the second, and its rows differ in what was found alone. Learning rates are\n"
         f"{RATE:g} times those of [results.md](results.md). On {STUDY.machines()}.\n\n"
         f"{markdown_table(header, rows, text_columns=3)}\n"
-        "How far two of one seed agree. Channels: those that both keep, of those that either keeps. Bit-widths: how\n"
-        "many are the same, out of those below 8 bits in either (what costs nothing has 8).\n\n"
+        "How far two of the same seed agree. Channels: those that both keep, of those that either keeps. Bit-widths:\n"
+        "how many are the same, out of those below 8 bits in either (what costs nothing has 8).\n\n"
         f"{_agreement(runs)}"
     )
 
 
-def _agreement(runs: dict[tuple[Any, ...], list[dict[str, Any]]]) -> str:
-    """Of our scheme with each of the others."""
+def _agreement(runs: Runs) -> str:
+    """Of our scheme with each of the others, over the seeds that both have."""
     rows = []
     for (data, network, scheme, fewer), found in runs.items():
-        ours = runs.get((data, network, "ours", fewer), [])
-        if scheme == "ours" or not ours:
+        ours = runs.get((data, network, "ours", fewer), {})
+        seeds = ours.keys() & found.keys()
+        if scheme == "ours" or not seeds:
             continue
-        both = either = 0
-        for name, kept in ours[0]["keep"].items():
-            mine, theirs = set(kept), set(found[0]["keep"][name])
-            both, either = both + len(mine & theirs), either + len(mine | theirs)
-        pairs = [(a, b) for a, b in zip(ours[0]["bits"], found[0]["bits"], strict=True) if min(a, b) < 8]
-        same = sum(a == b for a, b in pairs)
+        both = either = same = compared = 0
+        for mine, theirs in ((ours[seed], found[seed]) for seed in seeds):
+            for name, kept in mine["keep"].items():
+                both += len(set(kept) & set(theirs["keep"][name]))
+                either += len(set(kept) | set(theirs["keep"][name]))
+            pairs = [(a, b) for a, b in zip(mine["bits"], theirs["bits"], strict=True) if min(a, b) < 8]
+            same, compared = same + sum(a == b for a, b in pairs), compared + len(pairs)
         rows.append(
-            [f"{network} on {data}", f"1/{fewer}", f"ours, {scheme}", f"{both} of {either}", f"{same} of {len(pairs)}"]
+            [f"{network} on {data}", f"1/{fewer}", f"ours, {scheme}", f"{both} of {either}", f"{same} of {compared}"]
         )
     return markdown_table(["network", "BOPs", "", "channels", "bit-widths"], rows, text_columns=3)
 

@@ -157,10 +157,16 @@ def _with_best_two_stages(runs: Runs) -> Runs:
 def _section(data: str, network: str, runs: Runs) -> str:
     images, original = load(data), pretrained(network, data)
     before = accuracy(original, images.test, images.test_labels)
+    out_of_reach = {
+        key[2:4] for key, result in STUDY.finished().items()
+        if key[:2] == (data, network) and OUT_OF_REACH.items() <= result.items()
+    }  # fmt: skip
     rows = []
     for fewer, scheme in itertools.product((0, *FEWER), (*UNIFORM, *FIRST_STAGES, *LEARNED)):
         found = [runs.get((scheme, fewer, teacher), []) for teacher in (0, 1)]
         if not any(found):
+            if (scheme, fewer) in out_of_reach:
+                rows.append([f"{fewer}x", scheme, "out of reach", *[""] * 4])
             continue
         anyone = found[0] or found[1]
         row = [
@@ -279,10 +285,14 @@ def main(data: str) -> None:
         for key in keys(data, network, chosen.seeds)
         if key[2] in chosen.schemes and key[3] in chosen.fewer and key[4] in chosen.teachers
     ]
-    if chosen.epochs is not None and (chosen.epochs <= EPOCHS[data] or 0 in chosen.fewer):
-        parser.error(f"--epochs takes more than {EPOCHS[data]}, and --fewer without 0")
     if chosen.epochs is not None and chosen.rate is not None:
         parser.error("--epochs and --rate are studies of their own")
+    if chosen.epochs is not None and chosen.epochs <= EPOCHS[data]:
+        parser.error(f"--epochs takes more than {EPOCHS[data]}")
+    if chosen.rate is not None and (chosen.rate <= 0 or chosen.rate == 1):
+        parser.error("--rate takes a positive number other than 1")
+    if (chosen.epochs or chosen.rate) and 0 in chosen.fewer:
+        parser.error("--epochs and --rate take --fewer without 0")
     if chosen.epochs is not None:
         LONGER.run(
             [(*key, chosen.epochs) for key in wanted], lambda *key: measure(*key[:-1], epochs=key[-1]), chosen.share
