@@ -75,7 +75,7 @@ def imposed(allocation: Allocation) -> Iterator[None]:
 def measure(data: str, network: str, scheme: str, fewer: int, seed: int) -> dict[str, Any]:
     """Run a scheme, and then train what it found again."""
     with recorded() as found:
-        first = fronts.measure(data, network, scheme, fewer, 0, seed, rate=RATE)
+        first = fronts.measure(data, network, scheme, fewer, 0, seed, EPOCHS[data], RATE)
     if first == fronts.OUT_OF_REACH:
         return first
     # of two stages the first decides on channels, the second on bits

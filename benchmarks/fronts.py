@@ -28,15 +28,14 @@ from djpq_nncf.errors import ConfigError
 
 FIELDS = ("data", "network", "scheme", "fewer", "teacher", "seed")
 STUDY = Study("fronts", FIELDS)
-LONGER = Study("longer", (*FIELDS, "epochs"))
-"""The same, with more epochs than the data set's."""
-FASTER = Study("faster", (*FIELDS, "rate"))
-"""The same, with so many times the network's learning rate."""
+FAST = 4.0
+RECIPES = Study("recipes", (*FIELDS, "epochs", "rate"))
+"""The same with other numbers of epochs than the data set's, and so many times the network's learning rate."""
 DOCS = Path(__file__).parents[1] / "docs"
 FEWER = (16, 50, 100, 250, 400)
 UNIFORM = {f"{bits}/{bits}": bits for bits in (8, 4, 3, 2)}
 # The share of the MACs that pruning leaves before quantization takes the rest.
-FIRST_STAGES = {f"two stages, MACs x {share}": share for share in (0.9, 0.75, 0.5)}
+FIRST_STAGES = {f"two stages, MACs x {share}": share for share in (0.9, 0.75, 0.5, 0.35)}
 LEARNED: dict[str, dict[str, Any]] = {
     "quantization alone": {"pruning": {"enabled": False}},
     "paper": {"preset": "paper"},
@@ -73,8 +72,7 @@ def measure(
     fewer: int,
     teacher: int,
     seed: int,
-    *,
-    epochs: int | None = None,
+    epochs: int,
     rate: float = 1.0,
 ) -> dict[str, Any]:
     """One run.
@@ -86,11 +84,10 @@ def measure(
         fewer: how many times fewer BOPs; 0 where the scheme sets the cost.
         teacher: whether there is one.
         seed: of batches and noise.
-        epochs: those of the data set if not given.
+        epochs: of fine-tuning.
         rate: learning rate, in those of the network.
     """
     original = pretrained(network, data)
-    epochs = epochs or EPOCHS[data]
     tune = partial(
         fine_tune,
         network=network,
@@ -131,24 +128,38 @@ def _two_stages(
     return ctrl.model, {"bops_ratio": ctrl.statistics().djpq.bops_ratio * left, "macs_ratio": left}
 
 
-Runs = dict[tuple[str, int, int], list[dict[str, Any]]]
-"""Finished runs of a network on a data set, by scheme, ``fewer`` and teacher."""
+Recipe = tuple[int, float]
+"""Teacher, and learning rate in those of the network."""
+COLUMNS: dict[Recipe, str] = {
+    (0, 1.0): "lost",
+    (1, 1.0): "with a teacher",
+    (0, FAST): f"{FAST:g} x the rate",
+    (1, FAST): f"{FAST:g} x the rate, teacher",
+}
+TITLES = {**COLUMNS, (0, 1.0): "without a teacher"}
+Runs = dict[tuple[str, int, Recipe], list[dict[str, Any]]]
+"""Finished runs of a network on a data set, by scheme, ``fewer`` and recipe."""
 
 
 def _finished(data: str, network: str) -> Runs:
+    usual = {(*key, EPOCHS[data], 1.0): result for key, result in STUDY.finished().items()}
     runs: Runs = {}
-    for key, result in STUDY.finished().items():
-        if key[:2] == (data, network) and not OUT_OF_REACH.items() <= result.items():
-            runs.setdefault(key[2:5], []).append(result)  # type: ignore[arg-type]
+    for (*of, scheme, fewer, teacher, _seed, epochs, rate), result in {**usual, **RECIPES.finished()}.items():
+        if of == [data, network] and epochs == EPOCHS[data] and (teacher, rate) in COLUMNS:
+            runs.setdefault((scheme, fewer, (teacher, rate)), []).append(result)
     return runs
+
+
+def _reached(runs: Runs) -> Runs:
+    return {key: found for key, found in runs.items() if not OUT_OF_REACH.items() <= found[0].items()}
 
 
 def _with_best_two_stages(runs: Runs) -> Runs:
     """Of the first stages with the most seeds the best by validation, for each budget."""
     result = {key: found for key, found in runs.items() if key[0] not in FIRST_STAGES}
-    for fewer, teacher in {key[1:] for key in runs if key[0] in FIRST_STAGES}:
-        candidates = [runs[name, fewer, teacher] for name in FIRST_STAGES if (name, fewer, teacher) in runs]
-        result["two stages", fewer, teacher] = min(
+    for fewer, recipe in {key[1:] for key in runs if key[0] in FIRST_STAGES}:
+        candidates = [runs[name, fewer, recipe] for name in FIRST_STAGES if (name, fewer, recipe) in runs]
+        result["two stages", fewer, recipe] = min(
             candidates, key=lambda found: (-len(found), mean(run["lost_validation"] for run in found))
         )
     return result
@@ -157,29 +168,27 @@ def _with_best_two_stages(runs: Runs) -> Runs:
 def _section(data: str, network: str, runs: Runs) -> str:
     images, original = load(data), pretrained(network, data)
     before = accuracy(original, images.test, images.test_labels)
-    out_of_reach = {
-        key[2:4] for key, result in STUDY.finished().items()
-        if key[:2] == (data, network) and OUT_OF_REACH.items() <= result.items()
-    }  # fmt: skip
+    reached = _reached(runs)
+    columns = [recipe for recipe in COLUMNS if any(key[2] == recipe for key in reached)]
     rows = []
     for fewer, scheme in itertools.product((0, *FEWER), (*UNIFORM, *FIRST_STAGES, *LEARNED)):
-        found = [runs.get((scheme, fewer, teacher), []) for teacher in (0, 1)]
-        if not any(found):
-            if (scheme, fewer) in out_of_reach:
-                rows.append([f"{fewer}x", scheme, "out of reach", *[""] * 4])
-            continue
-        anyone = found[0] or found[1]
-        row = [
-            f"{1 / mean(run['bops_ratio'] for run in anyone):.1f}x",
-            scheme,
-            *(spread(run["lost_test"] for run in each) if each else "" for each in found),
-            *(f"{mean(run['macs_ratio'] for run in each):.2f}" if each else "" for each in found),
-            " / ".join(str(len(each)) for each in found if each),
-        ]
-        rows.append(row)
-    header = ["BOPs", "scheme", "lost", "lost, teacher", "MACs", "MACs, teacher", "seeds"]
+        found = [reached.get((scheme, fewer, recipe), []) for recipe in columns]
+        if any(found):
+            anyone = next(filter(None, found))
+            rows.append(
+                [
+                    f"{1 / mean(run['bops_ratio'] for run in anyone):.1f}x",
+                    scheme,
+                    *(spread(run["lost_test"] for run in each) if each else "" for each in found),
+                    " / ".join(f"{mean(run['macs_ratio'] for run in each):.2f}" if each else "-" for each in found),
+                    " / ".join(str(len(each) or "-") for each in found),
+                ]
+            )
+        elif any((scheme, fewer, recipe) in runs for recipe in columns):
+            rows.append([f"{fewer}x", scheme, "out of reach", *[""] * (len(columns) + 1)])
+    header = ["BOPs", "scheme", *(COLUMNS[recipe] for recipe in columns), "MACs", "seeds"]
     text = f"## {network} on {data}\n\nFP32: {before:.2f} %.\n\n{markdown_table(header, rows, text_columns=2)}"
-    return f"{text}\n![fronts]({_plot(data, network, _with_best_two_stages(runs)).relative_to(DOCS)})\n"
+    return f"{text}\n![fronts]({_plot(data, network, _with_best_two_stages(reached)).relative_to(DOCS)})\n"
 
 
 def _plot(data: str, network: str, runs: Runs) -> Path:
@@ -188,8 +197,9 @@ def _plot(data: str, network: str, runs: Runs) -> Path:
     matplotlib.use("svg")
     from matplotlib import pyplot
 
-    figure, both = pyplot.subplots(1, 2, figsize=(11, 4.5), sharey=True)
-    for axes, teacher, title in zip(both, (0, 1), ("without a teacher", "with the original as teacher"), strict=True):
+    drawn = [recipe for recipe in COLUMNS if len({key[1] for key in runs if key[2] == recipe}) > 1]
+    figure, several = pyplot.subplots(1, len(drawn), figsize=(5.5 * len(drawn), 4.5), sharey=True, squeeze=False)
+    for axes, recipe in zip(several[0], drawn, strict=True):
         for scheme in (
             "uniform",
             "quantization alone",
@@ -200,7 +210,7 @@ def _plot(data: str, network: str, runs: Runs) -> Path:
             "ours, powers of two",
         ):
             names = UNIFORM if scheme == "uniform" else [scheme]
-            found = [each for key, each in runs.items() if key[0] in names and key[2] == teacher]
+            found = [each for key, each in runs.items() if key[0] in names and key[2] == recipe]
             points = sorted(
                 (
                     1 / mean(run["bops_ratio"] for run in each),
@@ -212,11 +222,10 @@ def _plot(data: str, network: str, runs: Runs) -> Path:
             if points:
                 x, y, wide = zip(*points, strict=True)
                 axes.errorbar(x, y, [w / 2 for w in wide], label=scheme, marker="o", capsize=3, linewidth=1)
-        axes.set(xscale="log", xlabel="times fewer BOPs", ylabel="points of accuracy lost", title=title)
+        axes.set(xscale="log", xlabel="times fewer BOPs", ylabel="points of accuracy lost", title=TITLES[recipe])
         axes.invert_yaxis()
         axes.grid(alpha=0.3)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend()
+        axes.legend()
     figure.tight_layout()
     path = DOCS / "images" / f"front_{network}_{data}.svg"
     path.parent.mkdir(exist_ok=True)
@@ -225,21 +234,24 @@ def _plot(data: str, network: str, runs: Runs) -> Path:
     return path
 
 
-def _beside(study: Study, usual: Callable[[str], float], column: str) -> str:
-    """What a study changes, next to the runs of the same seeds with the ``usual`` value of a data set."""
-    others, finished = study.finished(), STUDY.finished()
-    same = {(*key[:6], usual(str(key[0]))): finished[key[:6]] for key in others if key[:6] in finished}
+def _other_recipes() -> str:
+    """Next to those of `COLUMNS`, where these have the same seeds."""
+    finished = RECIPES.finished()
+    others = {key for key in finished if (key[6], (key[4], key[7])) not in {(EPOCHS[key[0]], at) for at in COLUMNS}}
+    usual = {(*key, EPOCHS[str(key[0])], 1.0): result for key, result in STUDY.finished().items()}
     runs: dict[Key, dict[float, list[float]]] = {}
-    for key, result in {**others, **same}.items():
-        if not OUT_OF_REACH.items() <= result.items():
-            runs.setdefault(key[:5], {}).setdefault(float(key[6]), []).append(result["lost_test"])
-    columns = sorted({value for found in runs.values() for value in found})
+    for key, result in {**usual, **finished}.items():
+        if key[:6] in {other[:6] for other in others} and not OUT_OF_REACH.items() <= result.items():
+            runs.setdefault((*key[:5], key[6]), {}).setdefault(float(key[7]), []).append(result["lost_test"])
+    rates = sorted({rate for found in runs.values() for rate in found})
     rows = [
-        [f"{network} on {data}", f"1/{fewer}", scheme, "yes" if teacher else "no"]
-        + [f"{spread(found[value])} ({len(found[value])})" if value in found else "" for value in columns]
-        for (data, network, scheme, fewer, teacher), found in sorted(runs.items())
+        [f"{network} on {data}", f"1/{fewer}", scheme, "yes" if teacher else "no", str(epochs)]
+        + [f"{spread(found[rate])} ({len(found[rate])})" if rate in found else "" for rate in rates]
+        for (data, network, scheme, fewer, teacher, epochs), found in sorted(
+            runs.items(), key=lambda item: (*item[0][:2], item[0][3], *item[0][4:], item[0][2])
+        )
     ]
-    header = ["network", "BOPs", "scheme", "teacher", *(f"{value:g} {column}" for value in columns)]
+    header = ["network", "BOPs", "scheme", "teacher", "epochs", *(f"rate x {rate:g}" for rate in rates)]
     return markdown_table(header, rows, text_columns=4)
 
 
@@ -261,9 +273,9 @@ def page() -> str:
         "out of those with the most seeds. MACs: what is left of them. vgg7_wide is vgg7 with twice the channels.\n"
         f"On {STUDY.machines()}.\n\n" + "\n".join(sections) + "\n"
         "## Other recipes\n\n"
-        "Points of test accuracy lost; in brackets the number of seeds.\n\n"
-        f"{_beside(LONGER, EPOCHS.__getitem__, 'epochs')}\n"
-        f"{_beside(FASTER, lambda _: 1.0, 'x the learning rate')}"
+        "Points of test accuracy lost, with other learning rates (times the network's own) and numbers of epochs; in\n"
+        "brackets the number of seeds.\n\n"
+        f"{_other_recipes()}"
     )
 
 
@@ -275,8 +287,8 @@ def main(data: str) -> None:
     parser.add_argument("--schemes", nargs="+", default=[*UNIFORM, *LEARNED, *FIRST_STAGES])
     parser.add_argument("--teachers", nargs="+", type=int, choices=(0, 1), default=[0, 1])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, help="more than the data set's: a study of its own")
-    parser.add_argument("--rate", type=float, help="times the network's learning rate: a study of its own")
+    parser.add_argument("--epochs", type=int, help=f"of fine-tuning, {EPOCHS[data]} if not given")
+    parser.add_argument("--rate", type=float, default=1.0, help="times the network's learning rate")
     parser.add_argument("--share", default="1/1", help="k/n: the k-th of n processes")
     chosen = parser.parse_args()
     wanted = [
@@ -285,22 +297,13 @@ def main(data: str) -> None:
         for key in keys(data, network, chosen.seeds)
         if key[2] in chosen.schemes and key[3] in chosen.fewer and key[4] in chosen.teachers
     ]
-    if chosen.epochs is not None and chosen.rate is not None:
-        parser.error("--epochs and --rate are studies of their own")
-    if chosen.epochs is not None and chosen.epochs <= EPOCHS[data]:
-        parser.error(f"--epochs takes more than {EPOCHS[data]}")
-    if chosen.rate is not None and (chosen.rate <= 0 or chosen.rate == 1):
-        parser.error("--rate takes a positive number other than 1")
-    if (chosen.epochs or chosen.rate) and 0 in chosen.fewer:
-        parser.error("--epochs and --rate take --fewer without 0")
-    if chosen.epochs is not None:
-        LONGER.run(
-            [(*key, chosen.epochs) for key in wanted], lambda *key: measure(*key[:-1], epochs=key[-1]), chosen.share
-        )
-    elif chosen.rate is not None:
-        FASTER.run([(*key, chosen.rate) for key in wanted], lambda *key: measure(*key[:-1], rate=key[-1]), chosen.share)
-    else:
-        STUDY.run(wanted, measure, chosen.share)
+    epochs = chosen.epochs or EPOCHS[data]
+    if (epochs, chosen.rate) == (EPOCHS[data], 1.0):
+        STUDY.run(wanted, lambda *key: measure(*key, epochs), chosen.share)
+        return
+    if 0 in chosen.fewer:
+        parser.error("other recipes take --fewer without 0")
+    RECIPES.run([(*key, epochs, chosen.rate) for key in wanted], measure, chosen.share)
 
 
 if __name__ == "__main__":
