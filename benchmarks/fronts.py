@@ -40,9 +40,9 @@ LEARNED: dict[str, dict[str, Any]] = {
     "quantization alone": {"pruning": {"enabled": False}},
     "paper": {"preset": "paper"},
     "ours": {},
-    "ours, no noise": {"pruning": {"noise": 0.0}},
+    "ours, noise": {"pruning": {"noise": 0.3}},
     "ours, powers of two": {"quantization": {"power_of_two": True}},
-    "ours, powers of two, no noise": {"quantization": {"power_of_two": True}, "pruning": {"noise": 0.0}},
+    "ours, powers of two, noise": {"quantization": {"power_of_two": True}, "pruning": {"noise": 0.3}},
 }
 OUT_OF_REACH: dict[str, Any] = {"out_of_reach": True}
 """Result where even the least bit-widths use more than what is asked for."""
@@ -206,7 +206,7 @@ def _plot(data: str, network: str, runs: Runs) -> Path:
             "two stages",
             "paper",
             "ours",
-            "ours, no noise",
+            "ours, noise",
             "ours, powers of two",
         ):
             names = UNIFORM if scheme == "uniform" else [scheme]

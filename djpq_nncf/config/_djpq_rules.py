@@ -18,7 +18,6 @@ _PRESETS: dict[str, dict[str, Any]] = {
 }
 _THRESHOLDS = {"fisher": 1.0, "information_bottleneck": 0.001}
 _OF_LEARNED_GATES = {"temperature": 1.0, "lr_multiplier": 10.0, "initial_log_variance": -6.0}
-_NOISE = 0.3
 _INT8_DEVICES = ("CPU", "GPU")
 _INT8_SHARE = 8 * 8 / (32 * 32)
 
@@ -172,7 +171,7 @@ def _choose_criterion(pruning: dict[str, Any], given: dict[str, Any], target: di
                     f'{given[key]} is for gates that are learned, and criterion "fisher" learns none; remove it, or '
                     'set pruning.criterion to "information_bottleneck"',
                 )
-    if pruning["criterion"] == "information_bottleneck" and pruning["enabled"] and pruning["noise"] != _NOISE:
+    if pruning["criterion"] == "information_bottleneck" and pruning["enabled"] and pruning["noise"]:
         yield Problem(
             ("pruning", "noise"),
             f'{pruning["noise"]} is for criterion "fisher", and the gates of "information_bottleneck" learn theirs; '

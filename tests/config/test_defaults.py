@@ -32,7 +32,7 @@ def test_algorithm_alone_is_enough() -> None:
             "temperature": 1.0,
             "lr_multiplier": 10.0,
             "initial_log_variance": -6.0,
-            "noise": 0.3,
+            "noise": 0.0,
             "cost_weighted": True,
             "round_to": None,
             "dimensions": {

@@ -14,7 +14,6 @@ from torch.utils.data import DataLoader
 
 from djpq_nncf import CompressionController, create_compressed_model
 from djpq_nncf.errors import CheckpointError
-from djpq_nncf.nn import Gate
 
 transformers = pytest.importorskip("transformers")
 from transformers import (  # noqa: E402
@@ -149,8 +148,6 @@ def test_accumulated_gradients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     gradients = []
     for size, accumulated in ((8, 1), (4, 2)):
         ctrl = compressed()
-        for gate in (module for module in ctrl.model.modules() if isinstance(module, Gate)):
-            gate.deviation = 0.0  # two steps would have other noise than one
         probe = torch.zeros((), requires_grad=True)
         monkeypatch.setattr(ctrl, "loss", lambda probe=probe: 3 * probe)
         trainer = trainer_of(ctrl, tmp_path, gradient_accumulation_steps=accumulated, max_steps=1)
