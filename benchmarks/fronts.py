@@ -151,7 +151,11 @@ def _finished(data: str, network: str) -> Runs:
 
 
 def _reached(runs: Runs) -> Runs:
-    return {key: found for key, found in runs.items() if not OUT_OF_REACH.items() <= found[0].items()}
+    return {
+        key: reached
+        for key, found in runs.items()
+        if (reached := [run for run in found if not OUT_OF_REACH.items() <= run.items()])
+    }
 
 
 def _with_best_two_stages(runs: Runs) -> Runs:
