@@ -133,7 +133,8 @@ def test_noise_of_the_search() -> None:
     (gate,) = controller._network.gates.values()
     assert torch.equal(gate(), gate.open.float())
     fixed = {"weights": {"bits": 4}, "activations": {"bits": 4}}
-    for quiet in ({"quantization": {}}, {"quantization": fixed, "pruning": {"noise": 0.3}}):
+    unwanted: tuple[dict[str, Any], ...] = ({"quantization": {}}, {"quantization": fixed, "pruning": {"noise": 0.3}})
+    for quiet in unwanted:
         assert factors(**quiet)[1][:, others].eq(1).all()
 
 
