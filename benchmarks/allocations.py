@@ -29,7 +29,7 @@ from djpq_nncf.algorithms.djpq._freezing import Decision
 
 STUDY = Study("allocations", ("data", "network", "scheme", "fewer", "seed"))
 PAGE = Path(__file__).parents[1] / "docs" / "allocations.md"
-SCHEMES = ("ours", "paper", "two stages, MACs x 0.75", "two stages, MACs x 0.5")
+SCHEMES = ("ours", "paper", *fronts.FIRST_STAGES)
 RATE = fronts.FAST
 """Times the network's learning rate: the two that are compared lose less with it (docs/results.md)."""
 
