@@ -301,7 +301,11 @@ def main(data: str) -> None:
         for key in keys(data, network, chosen.seeds)
         if key[2] in chosen.schemes and key[3] in chosen.fewer and key[4] in chosen.teachers
     ]
-    epochs = chosen.epochs or EPOCHS[data]
+    epochs = EPOCHS[data] if chosen.epochs is None else chosen.epochs
+    if epochs < EPOCHS[data]:
+        parser.error(f"--epochs takes at least {EPOCHS[data]}")
+    if chosen.rate <= 0:
+        parser.error("--rate takes a positive number")
     if (epochs, chosen.rate) == (EPOCHS[data], 1.0):
         STUDY.run(wanted, lambda *key: measure(*key, epochs), chosen.share)
         return

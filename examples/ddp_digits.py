@@ -79,6 +79,7 @@ def run(arguments: argparse.Namespace, device: torch.device) -> None:
             "algorithm": "djpq",
             "target": {"bops_ratio": arguments.bops_ratio},
             "quantization": {"lr_multiplier": arguments.lr_multiplier},
+            "pruning": {"noise": arguments.noise},
             "schedule": {"epochs": arguments.epochs, "steps_per_epoch": len(loader)},
         },
     }
@@ -133,6 +134,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=32, help="channels of the first layer")
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--steps", type=int, help="of each epoch, to stop early; not given: all")
+    parser.add_argument("--noise", type=float, default=0.0, help="on the factors of channels in the search")
     parser.add_argument("--lr-multiplier", type=float, help="of the bit-widths; not given: what suits the steps")
     parser.add_argument(
         "--double",

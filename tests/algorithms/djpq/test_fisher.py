@@ -132,6 +132,7 @@ def test_noise_of_the_search() -> None:
     controller.freeze()
     (gate,) = controller._network.gates.values()
     assert torch.equal(gate(), gate.open.float())
+    assert factors(quantization={}, pruning={"noise": 0.5})[1][:, others].std().item() == pytest.approx(0.5, rel=0.1)
     fixed = {"weights": {"bits": 4}, "activations": {"bits": 4}}
     unwanted: tuple[dict[str, Any], ...] = ({"quantization": {}}, {"quantization": fixed, "pruning": {"noise": 0.3}})
     for quiet in unwanted:
