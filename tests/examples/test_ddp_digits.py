@@ -38,8 +38,8 @@ def difference(one: Tensor, other: Tensor) -> float:
     return float((one - other).abs().amax() / one.abs().amax().clamp(min=1e-12)) if one.numel() else 0.0
 
 
-# Sums are rounded in another order, by each CPU. Where bits learn as fast as so few steps ask for, and there is no noise,
-# each step makes about three times as much of the difference, in float64 too: then they learn as in a longer training.
+# Sums are rounded in another order. Where bits learn as fast as so few steps ask for, and there is no noise, each
+# step makes about three times as much of the difference, in float64 too: then they learn as in a longer training.
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "names"),
