@@ -33,6 +33,7 @@ from djpq_nncf.nn import _functional
 FIELDS = ("data", "network", "fewer", "choice", "seed")
 STUDY = Study("ablations", FIELDS)
 EARLIER = {
+    "ablations_sixth": "Bit-widths could sink to their least in the search.",
     "ablations_fifth": "Noise of 0.3 on the channels in the search, and a learning rate of 0.003.",
     "ablations_fourth": "No noise on the channels in the search; with a teacher, squared derivatives were not divided.",
     "ablations_third": "Steps and ranges were learned, not levels and scales, both 5 times as fast as the weights.",
@@ -42,7 +43,7 @@ EARLIER = {
 IN_FRONTS = {
     "defaults": ("ours", 0),
     "pruning off (DQ)": ("quantization alone", 0),
-    "noise of 0.3 in the search": ("ours, noise", 0),
+    "no margin of bits": ("ours, no margin", 0),
     "with a teacher": ("ours", 1),
     "with a teacher, pruning off": ("quantization alone", 1),
 }
@@ -112,6 +113,8 @@ CHOICES: dict[str, dict[str, Any]] = {
     "ranges of all values": {"initializer": {"range": {"type": "min_max"}}},
     "learned gates (information bottleneck)": {"pruning": {"criterion": "information_bottleneck"}},
     "noise of 0.3 in the search": {"pruning": {"noise": 0.3}},
+    "no margin of bits": {"pruning": {"bit_margin": 0.0}},
+    "a margin of half a bit": {"pruning": {"bit_margin": 0.5}},
     "channels go at 0.3 of their worth": {"pruning": {"threshold": 0.3}},
     "channels go at 3 times their worth": {"pruning": {"threshold": 3.0}},
     "channels not weighted by cost": {"pruning": {"cost_weighted": False}},

@@ -36,13 +36,18 @@ FEWER = (16, 50, 100, 250, 400)
 UNIFORM = {f"{bits}/{bits}": bits for bits in (8, 4, 3, 2)}
 # The share of the MACs that pruning leaves before quantization takes the rest.
 FIRST_STAGES = {f"two stages, MACs x {share}": share for share in (0.9, 0.75, 0.5, 0.35)}
+# Earlier defaults.
+NO_MARGIN = {"bit_margin": 0.0}
+NOISE = {"bit_margin": 0.0, "noise": 0.3}
 LEARNED: dict[str, dict[str, Any]] = {
     "quantization alone": {"pruning": {"enabled": False}},
     "paper": {"preset": "paper"},
     "ours": {},
-    "ours, noise": {"pruning": {"noise": 0.3}},
+    "ours, no margin": {"pruning": NO_MARGIN},
+    "ours, noise": {"pruning": NOISE},
     "ours, powers of two": {"quantization": {"power_of_two": True}},
-    "ours, powers of two, noise": {"quantization": {"power_of_two": True}, "pruning": {"noise": 0.3}},
+    "ours, powers of two, no margin": {"quantization": {"power_of_two": True}, "pruning": NO_MARGIN},
+    "ours, powers of two, noise": {"quantization": {"power_of_two": True}, "pruning": NOISE},
 }
 OUT_OF_REACH: dict[str, Any] = {"out_of_reach": True}
 """Result where even the least bit-widths use more than what is asked for."""

@@ -90,6 +90,6 @@ class BitWidths:
         table = torch.cat([learned, learned.new_full((1,), FLOAT_BITS)])
         return SoftBits(table[self.weight_index], table[self.input_index].amax(dim=1), table[self.stored_index])
 
-    def project_(self) -> None:
-        """Move every quantizer into its limits."""
-        self._together.project_()
+    def project_(self, margin: float) -> None:
+        """Move every quantizer into its limits, learned widths ``margin`` bits above their least."""
+        self._together.project_(margin)

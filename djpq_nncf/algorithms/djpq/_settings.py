@@ -50,6 +50,7 @@ class PruningSettings:
     lr_multiplier: float
     initial_log_variance: float
     noise: float
+    bit_margin: float
     cost_weighted: bool
     round_to: int | None
     roles: frozenset[Role]

@@ -239,3 +239,31 @@ def test_a_channel_costs_more_where_fewer_are_left() -> None:
             group.close(closed)
         share = controller._objective.channel_shares(controller._settings.target)
         assert share.tolist() == pytest.approx([1 / len(group.open_channels)])
+
+
+@pytest.mark.parametrize(
+    ("pruning", "least"),
+    [
+        ({}, 2.25),
+        ({"bit_margin": 0.5}, 2.5),
+        ({"bit_margin": 6}, 8.0),
+        ({"enabled": False}, 2.0),
+        ({"criterion": "information_bottleneck"}, 2.0),
+    ],
+    ids=["default", "half a bit", "all bits", "bits alone", "learned gates"],
+)
+def test_bits_stay_above_their_least_while_channels_may_go(pruning: dict[str, Any], least: float) -> None:
+    controller, _model = compress(
+        TwoLayers(), target={"bops_ratio": 1 / 100}, quantization={}, pruning=pruning, schedule={"epochs": 2}
+    )
+    controller.scheduler.epoch_step()
+    for quantizer in controller._bits.quantizers.values():
+        with torch.no_grad():
+            quantizer.log_levels.zero_()
+    controller.scheduler.step()
+    learned = [quantizer for quantizer in controller._bits.quantizers.values() if quantizer.bits is None]
+    assert learned
+    for quantizer in learned:
+        assert float(quantizer.continuous_bits().detach()) == pytest.approx(least, abs=1e-3)
+    controller.freeze()
+    assert 2 in {quantizer.bits for quantizer in learned}
