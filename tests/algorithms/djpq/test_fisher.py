@@ -252,6 +252,7 @@ def test_a_channel_costs_more_where_fewer_are_left() -> None:
     ],
     ids=["default", "half a bit", "all bits", "bits alone", "learned gates"],
 )
+@pytest.mark.filterwarnings("ignore:The frozen network")
 def test_bits_stay_above_their_least_while_channels_may_go(pruning: dict[str, Any], least: float) -> None:
     controller, _model = compress(
         TwoLayers(), target={"bops_ratio": 1 / 100}, quantization={}, pruning=pruning, schedule={"epochs": 2}
