@@ -11,8 +11,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from djpq_nncf import CompressionController
-from djpq_nncf.algorithms import CompressionStage
 from djpq_nncf.algorithms import _registry as algorithms
 from djpq_nncf.config import _schemas as schemas
 
@@ -20,10 +18,6 @@ PAGE = Path(__file__).parents[2] / "docs" / "algorithms.md"
 TEXT = PAGE.read_text(encoding="utf-8")
 (EXAMPLE,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 (PRINTED,) = re.findall(r"```text\n(.*?)```", TEXT, re.DOTALL)
-
-
-def open_channels(ctrl: CompressionController) -> dict[str, int]:
-    return {name: len(group.open_channels) for name, group in ctrl.groups.items()}
 
 
 def test_example(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -37,8 +31,6 @@ def test_example(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     ctrl, model = names["ctrl"], names["model"]
     optimizer = torch.optim.Adam(ctrl.param_groups(lr=1e-3))
     for _ in range(10):
-        if ctrl.compression_stage() is not CompressionStage.FULLY_COMPRESSED:
-            assert open_channels(ctrl) == {"0": 8, "2": 4}
         ctrl.scheduler.epoch_step()
         for _ in range(4):
             ctrl.scheduler.step()
@@ -46,6 +38,8 @@ def test_example(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    assert open_channels(ctrl)["2"] <= 4
+    left = {name: len(group.open_channels) for name, group in ctrl.groups.items()}
+    assert left["0"] == 8
+    assert 1 <= left["2"] <= 4
     assert 0.0147 < ctrl.scalars()["bops_ratio"] <= 0.015
     ctrl.export_model(tmp_path / "model.onnx")

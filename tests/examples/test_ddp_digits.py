@@ -38,10 +38,10 @@ def difference(one: Tensor, other: Tensor) -> float:
     return float((one - other).abs().amax() / one.abs().amax().clamp(min=1e-12)) if one.numel() else 0.0
 
 
-# Sums are rounded in another order. The loss's derivative towards a bit-width is a sum of rounding residuals, a sawtooth
-# with as many teeth as the grid has levels. Where that moves bits, because the strength is low, and in steps as large as
-# so few steps ask for, each makes about three times as much of a difference, in float64 too; bits that are held, or that
-# the strength moves, do not. So without noise they learn as in a longer training here.
+# Sums are rounded in another order. The loss's derivative towards a bit-width is a sum of rounding residuals, a
+# sawtooth with as many teeth as the grid has levels. Where that moves bits, because the strength is low, and in steps
+# as large as so few steps ask for, each makes about three times as much of a difference, in float64 too; bits that are
+# held, or that the strength moves, do not. So without noise they learn as in a longer training here.
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "names"),
