@@ -29,7 +29,7 @@ from djpq_nncf.algorithms.djpq._freezing import Decision
 
 STUDY = Study("allocations", ("data", "network", "scheme", "fewer", "seed"))
 PAGE = Path(__file__).parents[1] / "docs" / "allocations.md"
-SCHEMES = ("ours", "paper", *fronts.FIRST_STAGES)
+SCHEMES = ("ours", "ours, no margin", "paper", *fronts.FIRST_STAGES)
 RATE = fronts.FAST
 """Times the network's learning rate: the two that are compared lose less with it (docs/results.md)."""
 
@@ -129,12 +129,14 @@ def page() -> str:
 
 
 def _agreement(runs: Runs) -> str:
-    """Of our scheme with each of the others, over the seeds that both have."""
+    """Of our scheme, now and before, with each of the others, over the seeds that both have."""
     rows = []
-    for (data, network, scheme, fewer), found in runs.items():
-        ours = runs.get((data, network, "ours", fewer), {})
+    for (key, ours), (other, found) in itertools.product(runs.items(), runs.items()):
+        data, network, scheme, fewer = other
         seeds = ours.keys() & found.keys()
-        if scheme == "ours" or not seeds:
+        if not key[2].startswith("ours") or scheme.startswith("ours") or key[:2] + key[3:] != (data, network, fewer):
+            continue
+        if not seeds:
             continue
         both = either = same = compared = 0
         for mine, theirs in ((ours[seed], found[seed]) for seed in seeds):
@@ -144,7 +146,13 @@ def _agreement(runs: Runs) -> str:
             pairs = [(a, b) for a, b in zip(mine["bits"], theirs["bits"], strict=True) if min(a, b) < 8]
             same, compared = same + sum(a == b for a, b in pairs), compared + len(pairs)
         rows.append(
-            [f"{network} on {data}", f"1/{fewer}", f"ours, {scheme}", f"{both} of {either}", f"{same} of {compared}"]
+            [
+                f"{network} on {data}",
+                f"1/{fewer}",
+                f"{key[2]}; {scheme}",
+                f"{both} of {either}",
+                f"{same} of {compared}",
+            ]
         )
     return markdown_table(["network", "BOPs", "", "channels", "bit-widths"], rows, text_columns=3)
 

@@ -215,8 +215,9 @@ def _plot(data: str, network: str, runs: Runs) -> Path:
             "two stages",
             "paper",
             "ours",
+            "ours, no margin",
             "ours, noise",
-            "ours, powers of two",
+            "ours, powers of two, no margin",
         ):
             names = UNIFORM if scheme == "uniform" else [scheme]
             found = [each for key, each in runs.items() if key[0] in names and key[2] == recipe]

@@ -18,6 +18,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
 }
 _THRESHOLDS = {"fisher": 1.0, "information_bottleneck": 0.001}
 _OF_LEARNED_GATES = {"temperature": 1.0, "lr_multiplier": 10.0, "initial_log_variance": -6.0}
+_OF_FISHER = {"noise": 0.0, "bit_margin": 0.25}
 _INT8_DEVICES = ("CPU", "GPU")
 _INT8_SHARE = 8 * 8 / (32 * 32)
 
@@ -171,12 +172,14 @@ def _choose_criterion(pruning: dict[str, Any], given: dict[str, Any], target: di
                     f'{given[key]} is for gates that are learned, and criterion "fisher" learns none; remove it, or '
                     'set pruning.criterion to "information_bottleneck"',
                 )
-    if pruning["criterion"] == "information_bottleneck" and pruning["enabled"] and pruning["noise"]:
-        yield Problem(
-            ("pruning", "noise"),
-            f'{pruning["noise"]} is for criterion "fisher", and the gates of "information_bottleneck" learn theirs; '
-            "remove it, or set pruning.initial_log_variance",
-        )
+    if pruning["criterion"] == "information_bottleneck" and pruning["enabled"]:
+        for key, default in _OF_FISHER.items():
+            if pruning[key] not in (0, default):
+                yield Problem(
+                    ("pruning", key),
+                    f'{given[key]} is for criterion "fisher", and the gates of "information_bottleneck" are learned; '
+                    "remove it",
+                )
     if pruning["threshold"] is None:
         pruning["threshold"] = _THRESHOLDS[pruning["criterion"]]
 

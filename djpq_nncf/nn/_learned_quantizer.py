@@ -231,7 +231,8 @@ class Quantizers:
         """Move ranges, exponents and levels into their limits.
 
         Args:
-            margin: bits that learned widths stay above their least.
+            margin: bits that learned widths stay above their least, within their greatest; where they are restricted
+                to powers of two, before that.
         """
         if not self._quantizers:
             return

@@ -217,6 +217,12 @@ BROKEN: list[tuple[str, Any, str, tuple[str, ...]]] = [
         ('0.1 is for criterion "fisher"', "remove it"),
     ),
     (
+        "margin of the other criterion",
+        djpq(pruning={"criterion": "information_bottleneck", "bit_margin": 0.5}),
+        "$.compression.pruning.bit_margin",
+        ('0.5 is for criterion "fisher"', "remove it"),
+    ),
+    (
         "MACs without pruning",
         djpq(pruning={"enabled": False}, target={"macs_ratio": 0.5}),
         "$.compression.target.macs_ratio",

@@ -106,12 +106,13 @@ def test_limits(power_of_two: bool) -> None:
     assert widths == pytest.approx([8, 4, 16, 5, 4 if power_of_two else 7], abs=1e-3)
 
 
-def test_margin() -> None:
+@pytest.mark.parametrize("margin", [0.25, 3.0])
+def test_margin(margin: float) -> None:
     """Learned widths stay above their least by it, but within their greatest; fixed ones are left alone."""
     ours = quantizers(power_of_two=False)
     with torch.no_grad():
         for quantizer in ours:
             quantizer.log_levels.fill_(-5.0)
-    Quantizers(ours).project_(margin=0.25)
-    expected = [q.bits or min(q.min_bits + 0.25, q.max_bits) for q in ours]
+    Quantizers(ours).project_(margin=margin)
+    expected = [q.bits or min(q.min_bits + margin, q.max_bits) for q in ours]
     assert [float(q.continuous_bits().detach()) for q in ours] == pytest.approx(expected, abs=1e-3)

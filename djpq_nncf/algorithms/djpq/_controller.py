@@ -299,8 +299,7 @@ class DJPQController(CompressionController):
         return next((p.device for p in self.model.parameters()), torch.device("cpu"))
 
     def _before_step(self) -> None:
-        channels_may_go = self._fisher is not None and not self._frozen
-        self._bits.project_(self._settings.pruning.bit_margin if channels_may_go else 0.0)
+        self._bits.project_(self._settings.pruning.bit_margin if self._fisher is not None else 0.0)
         if self._frozen:
             if self.scheduler.begins_epoch:
                 self._network.tighten_weight_ranges()
