@@ -217,6 +217,7 @@ def _plot(data: str, network: str, runs: Runs) -> Path:
             "ours",
             "ours, no margin",
             "ours, noise",
+            "ours, powers of two",
             "ours, powers of two, no margin",
         ):
             names = UNIFORM if scheme == "uniform" else [scheme]

@@ -237,9 +237,9 @@ class Quantizers:
         if not self._quantizers:
             return
         log_levels = self._joined("log_levels")
-        least_bits = (self._min_bits + margin).minimum(self._max_bits)
         least_levels, most_levels = (
-            unsigned_levels(bits - self._symmetric).log().to(log_levels.device) for bits in (least_bits, self._max_bits)
+            unsigned_levels(bits - self._symmetric).log().to(log_levels.device)
+            for bits in (self._min_bits + margin, self._max_bits)
         )
         log_levels = log_levels.maximum(least_levels).minimum(most_levels)
         self._write("log_levels", log_levels, where=[q.bits is None for q in self._quantizers])
