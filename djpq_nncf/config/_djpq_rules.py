@@ -17,8 +17,8 @@ _PRESETS: dict[str, dict[str, Any]] = {
     }
 }
 _THRESHOLDS = {"fisher": 1.0, "information_bottleneck": 0.001}
-_OF_LEARNED_GATES = {"temperature": 1.0, "lr_multiplier": 10.0, "initial_log_variance": -6.0}
-_OF_FISHER = {"noise": 0.0, "bit_margin": 0.25}
+_OF_LEARNED_GATES: dict[str, float | None] = {"temperature": 1.0, "lr_multiplier": 10.0, "initial_log_variance": -6.0}
+_OF_FISHER: dict[str, float | None] = {"noise": 0.0, "bit_margin": None}
 _INT8_DEVICES = ("CPU", "GPU")
 _INT8_SHARE = 8 * 8 / (32 * 32)
 

@@ -33,7 +33,7 @@ def test_algorithm_alone_is_enough() -> None:
             "lr_multiplier": 10.0,
             "initial_log_variance": -6.0,
             "noise": 0.0,
-            "bit_margin": 0.25,
+            "bit_margin": None,
             "cost_weighted": True,
             "round_to": None,
             "dimensions": {

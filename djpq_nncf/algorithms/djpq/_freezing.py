@@ -21,6 +21,8 @@ TOLERANCE = 0.02
 """The frozen network uses between 98 % and 100 % of the tightest budget."""
 
 _POWERS_OF_TWO = (2, 4, 8)
+_USUAL_MARGIN = 0.25
+_SHARE_OF_MARGIN = 1 / 8
 _SPARED = 4
 _BLOCK = 8
 _TRIED = 64
@@ -307,3 +309,23 @@ def reach(choices: BitChoices, cost: CostModel, analysis: ChannelAnalysis, round
         shares = sorted(zip(names, (small / max(small.sum(), 1)).tolist(), strict=True), key=lambda item: -item[1])
         result[key] = Reach(float(small.sum()) / baseline, float(large.sum()) / baseline, tuple(shares))
     return result
+
+
+def usual_margin(choices: BitChoices, cost: CostModel, analysis: ChannelAnalysis, settings: DJPQSettings) -> float:
+    """How many bits above their least learned widths stay in the search: a quarter, or less where few channels may go.
+
+    What bits do not save within the margin is left to channels. That may be an eighth of all that these could save once
+    the budget is met, both as logarithms.
+    """
+    amounts = amounts_of(cost, np.ones(analysis.channel_count, dtype=bool))
+    least = np.array([allowed[0] for allowed in choices.admissible], dtype=np.float64)
+    above = np.minimum(least + _USUAL_MARGIN, [allowed[-1] for allowed in choices.admissible])
+    target, reaches = settings.target.given, reach(choices, cost, analysis, settings.pruning.round_to)
+    margin = _USUAL_MARGIN
+    for key, cost_of in (("bops_ratio", choices.bops), ("size_ratio", choices.size)):
+        if key in target:
+            not_saved = np.log(cost_of(amounts, above).sum() / cost_of(amounts, least).sum())
+            can_be_saved = max(0.0, np.log(target[key] / reaches[key].least))
+            if not_saved > 0:
+                margin = min(margin, _USUAL_MARGIN * float(_SHARE_OF_MARGIN * can_be_saved / not_saved))
+    return margin

@@ -50,7 +50,7 @@ class PruningSettings:
     lr_multiplier: float
     initial_log_variance: float
     noise: float
-    bit_margin: float
+    bit_margin: float | None
     cost_weighted: bool
     round_to: int | None
     roles: frozenset[Role]

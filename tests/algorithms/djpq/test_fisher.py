@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which channels go by the Fisher criterion."""
 
+import math
 from typing import Any
 
 import pytest
@@ -268,3 +269,25 @@ def test_bits_stay_above_their_least_while_channels_may_go(pruning: dict[str, An
         assert float(quantizer.continuous_bits().detach()) == pytest.approx(least, abs=1e-3)
     controller.freeze()
     assert 2 in {quantizer.bits for quantizer in learned}
+
+
+@pytest.mark.parametrize("key", ["bops_ratio", "size_ratio"])
+@pytest.mark.parametrize("above_least", [1.001, 2.0, 6.0])
+def test_usual_margin_leaves_an_eighth_to_channels(key: str, above_least: float) -> None:
+    """Of what they could save below a target so many times the least; by hand, for inputs of 8 bits."""
+
+    def used(channels: int, bits: float) -> float:
+        if key == "size_ratio":
+            return bits * channels / (32 * WIDTH)
+        return (3 * channels * 8 * bits + 4 * channels * bits**2) / (7 * WIDTH * 32 * 32)
+
+    ratio = above_least * used(1, 2)
+    share = math.log(ratio / used(1, 2)) / math.log(used(WIDTH, 2.25) / used(WIDTH, 2)) / 8
+    controller, _model = compress(TwoLayers(), target={key: ratio}, quantization={}, schedule={"epochs": 2})
+    controller.scheduler.epoch_step()
+    for quantizer in controller._bits.quantizers.values():
+        with torch.no_grad():
+            quantizer.log_levels.zero_()
+    controller.scheduler.step()
+    (weight,) = (q for name, q in controller._bits.quantizers.items() if name == "weight of conv2")
+    assert float(weight.continuous_bits().detach()) == pytest.approx(2 + 0.25 * min(share, 1), abs=1e-4)
