@@ -73,7 +73,7 @@ class Budget:
     def limits_anything(self) -> bool:
         return (self.bops, self.macs, self.size) != (None, None, None)
 
-    def use(self, choices: BitChoices, amounts: Amounts, bits: Integers) -> float:
+    def use(self, choices: BitChoices, amounts: Amounts, bits: Integers | Floats) -> float:
         """Used / allowed, of what is tightest: 1 where the budget is used up exactly."""
         uses = [0.0]
         if self.bops is not None:
@@ -89,8 +89,7 @@ def choose_bits(choices: BitChoices, amounts: Amounts, budget: Budget, *, tolera
     """Integer bit-widths near the learned ones, of least estimated damage, that keep within ``budget``.
 
     Where the learned bits were a compromise between loss and log cost, a quantizer's marginal damage per bit equals the
-    share of the cost it is responsible for over its bits; quantization noise falls by 4 per bit. So moving a
-    quantizer from b* to b is taken to cost share / b* * 4^(b* - b).
+    share of the cost it is responsible for over its bits; quantization noise falls by 4 per bit (`BitDamage`).
 
     Args:
         choices: what is to be decided.
@@ -111,7 +110,7 @@ def choose_bits(choices: BitChoices, amounts: Amounts, budget: Budget, *, tolera
     def use(bits: Integers) -> float:
         return budget.use(choices, amounts, bits)
 
-    damage = _Damage(choices, amounts, budget)
+    damage = BitDamage(choices, amounts, budget)
     used = use(bits)
     while used > 1:
         lowered = _best_move(choices, use, bits, damage, used, direction=-1, limit=np.inf)
@@ -130,7 +129,13 @@ def choose_bits(choices: BitChoices, amounts: Amounts, budget: Budget, *, tolera
     return bits
 
 
-class _Damage:
+class BitDamage:
+    """Loss that bit-widths are estimated to cause, in units of the strength at which the learned ones settled.
+
+    Where the loss falls as ``4^-b`` and the log of the cost rises by ``share / b``, they settle at the ``b*`` at which
+    a loss of ``share / (b* * 2 log 2)`` is left.
+    """
+
     def __init__(self, choices: BitChoices, amounts: Amounts, budget: Budget) -> None:
         self._learned = choices.learned
         shares = np.zeros(len(choices.learned))
@@ -139,10 +144,14 @@ class _Damage:
         if budget.bops is not None:
             readers = np.column_stack([choices.weight_index, choices.input_index])
             shares = np.maximum(shares, _shares(choices.bops(amounts, choices.learned), readers, len(shares)))
-        self._scale = shares / choices.learned
+        self._scale = shares / (choices.learned * 2 * np.log(2))
 
     def __call__(self, quantizer: int, bits: int) -> float:
         return float(self._scale[quantizer] * 4.0 ** (self._learned[quantizer] - bits))
+
+    def total(self, bits: Integers) -> float:
+        """Of all quantizers."""
+        return float((self._scale * 4.0 ** (self._learned - bits)).sum())
 
 
 def _shares(costs: Floats, quantizers: Integers, count: int) -> Floats:
@@ -167,7 +176,7 @@ def _best_move(
     choices: BitChoices,
     use: Callable[[Integers], float],
     bits: Integers,
-    damage: _Damage,
+    damage: BitDamage,
     used: float,
     *,
     direction: int,

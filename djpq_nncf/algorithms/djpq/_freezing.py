@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from djpq_nncf.algorithms.djpq._bits import BitWidths
-from djpq_nncf.algorithms.djpq._budget import Amounts, BitChoices, Budget, Integers, choose_bits
+from djpq_nncf.algorithms.djpq._budget import Amounts, BitChoices, BitDamage, Budget, Integers, choose_bits
 from djpq_nncf.algorithms.djpq._settings import DJPQSettings, TargetSettings
 from djpq_nncf.channels import ChannelAnalysis, Role
 from djpq_nncf.cost import CostModel
@@ -27,6 +27,7 @@ _SPARED = 4
 _BLOCK = 8
 _TRIED = 64
 _WALKS = 10_000
+_MOST_LOG_ALPHA = 20.0
 
 
 def block_of(role: Role, size: int, round_to: int | None) -> int:
@@ -184,9 +185,10 @@ class Decision:
     def _fill(self, keep: np.ndarray, bits: Integers) -> tuple[np.ndarray, Integers]:
         """Use what is left of the budget: raise one width a little too far and close channels, or reopen some.
 
-        What is reopened a little too far is paid for with bits.
+        What is reopened a little too far is paid for with bits. Within the tolerance the least damage is chosen.
         """
         trials = [(keep, bits)]
+        damage = self._damage(keep)
         for quantizer, allowed in enumerate(self._choices.admissible):
             wider = [b for b in allowed if b > bits[quantizer]]
             if wider:
@@ -194,28 +196,44 @@ class Decision:
                 trial[quantizer] = wider[0]
                 trials.append((self._close_until(keep, trial), trial))
 
-        def merit(trial: tuple[np.ndarray, Integers]) -> tuple[bool, float]:
-            """Within the tolerance the one with most channels, else the one nearest to it."""
-            used = self._use(*trial)
-            enough = used >= 1 - TOLERANCE
-            return enough, float(trial[0].sum()) if enough else used
+        def enough(trial: tuple[np.ndarray, Integers]) -> bool:
+            return 1 - TOLERANCE <= self._use(*trial) <= 1
 
         def best() -> tuple[np.ndarray, Integers]:
-            return max((trial for trial in trials if self._use(*trial) <= 1), key=merit)
+            """Within the tolerance that of least damage, else the one nearest to it."""
+            if within := [trial for trial in trials if enough(trial)]:
+                return min(within, key=lambda trial: damage(*trial))
+            return max((trial for trial in trials if self._use(*trial) <= 1), key=lambda trial: self._use(*trial))
 
-        if not merit(best())[0]:
+        if not enough(best()):
             everything = self._rounded(~self._closed_by_hand)
             for spare in range(_SPARED):
                 reopened = self._close_until(everything, bits, spare=spare)
                 trials.append((reopened, self._choose_bits(reopened)))
             trials += [(self._reopen(*trial), trial[1]) for trial in trials]
         for count in (2, 3):
-            if merit(best())[0]:
+            if enough(best()) and best()[0].sum() >= keep.sum():
                 break
-            walks = itertools.islice(self._walks(*best(), count), _WALKS)
+            start = (keep, bits) if enough(best()) else best()
+            walks = itertools.islice(self._walks(*start, count), _WALKS)
             # Out of the order of alpha, so only what is enough.
-            trials += (trial for trial in walks if 1 - TOLERANCE <= self._use(*trial) <= 1)
+            trials += (trial for trial in walks if enough(trial))
         return best()
+
+    def _damage(self, keep: np.ndarray) -> Callable[[np.ndarray, Integers], float]:
+        """Estimates what channels and bit-widths near these cost, in units of the strength."""
+        amounts = amounts_of(self._cost, keep)
+        used = self._budget.use(self._choices, amounts, self._choices.learned)
+        shares = np.zeros(len(keep))
+        for group in self._analysis.groups.values():
+            fewer = keep.copy()
+            own = np.arange(group.channels.start, group.channels.stop)
+            fewer[own[keep[own]][:1]] = False
+            left = self._budget.use(self._choices, amounts_of(self._cost, fewer), self._choices.learned)
+            shares[own] = 1 - left / used
+        of_channels = np.exp(np.minimum(self._log_alpha, _MOST_LOG_ALPHA)) * shares
+        of_bits = BitDamage(self._choices, amounts, self._budget)
+        return lambda keep, bits: float(of_channels[~keep].sum()) + of_bits.total(bits)
 
     def _walks(self, keep: np.ndarray, bits: Integers, count: int) -> Iterator[tuple[np.ndarray, Integers]]:
         """So many steps, in every combination."""

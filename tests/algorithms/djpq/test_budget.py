@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from djpq_nncf.algorithms.djpq import CompressedNetwork, block_of
 from djpq_nncf.algorithms.djpq._bits import BitWidths
@@ -204,6 +205,49 @@ def test_pruning_alone_meets_the_target(target: float) -> None:
         _, widths, ratio = decide(network, bits, **djpq)
         assert not len(widths)
         assert 0.98 * target <= ratio <= target
+
+
+@pytest.mark.parametrize("above", [1.05, 1.1, 1.14, 1.2])
+def test_no_channel_goes_where_bits_fill_the_budget(above: float) -> None:
+    """Raising the width of any large layer is too much: widths of three small ones do, found by trying them all."""
+    model = nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.ReLU(),
+        nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10),
+    )  # fmt: skip
+    djpq: dict[str, Any] = {
+        "pruning": {"round_to": 1, "target_scopes": ["0"]},
+        "quantization": {"activations": {"input_bits": 2}},
+    }
+    network = insert_into(model, torch.randn(2, 1, 8, 8), **djpq, target={"bops_ratio": 0.1})
+    bits = network.bit_widths()
+    (gate,) = network.gates.values()
+    with torch.no_grad():
+        gate.log_variance.fill_(-2.0)
+        gate.close([3, 7])
+        for name, quantizer in bits.quantizers.items():
+            quantizer.initialize_(1.0, 5.0 if name in ("weight of 0", "weight of 8") else 2.1)
+    closed = {name: ~gate.open for name, gate in network.gates.items()}
+    keep = np.ones(network.analysis.channel_count, dtype=bool)
+    everything = amounts_of(network.cost, keep)
+    keep[list(network.analysis.groups["0"].channels)] = gate.open.numpy()
+    most = amounts_of(network.cost, keep)
+    choices = choices_of(bits, power_of_two=False)
+    least = np.array([allowed[0] for allowed in choices.admissible])
+    target = above * float(choices.bops(everything, least).sum()) / network.cost.baseline_bops
+
+    def fits(quantizers: tuple[int, ...], raised: tuple[int, ...]) -> bool:
+        widths = least.copy()
+        widths[list(quantizers)] = raised
+        used = float(choices.bops(most, widths).sum()) / network.cost.baseline_bops
+        return 0.98 * target <= used <= target
+
+    three = itertools.combinations([q for q, allowed in enumerate(choices.admissible) if len(allowed) > 1], 3)
+    assert any(fits(*trial) for trial in itertools.product(three, itertools.product(range(2, 9), repeat=3)))
+    settings = settings_of(**djpq, target={"bops_ratio": target})
+    keep, widths = Decision(network.cost, network.analysis, network.gates, bits, settings, closed).make()
+    used = float(choices.bops(amounts_of(network.cost, keep), widths).sum()) / network.cost.baseline_bops
+    assert 0.98 * target <= used <= target
+    assert keep.sum() >= int(gate.open.sum())
 
 
 def test_channels_of_least_alpha_go_first() -> None:
