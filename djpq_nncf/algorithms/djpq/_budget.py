@@ -142,14 +142,16 @@ class BitDamage:
         if budget.size is not None:
             shares = _shares(choices.size(amounts, choices.learned), choices.stored_index[:, None], len(shares))
         if budget.bops is not None:
-            readers = np.column_stack([choices.weight_index, choices.input_index])
+            widths = np.append(choices.learned, 32)[choices.input_index]
+            widest = np.take_along_axis(choices.input_index, widths.argmax(axis=1, keepdims=True), axis=1)
+            readers = np.column_stack([choices.weight_index, widest])
             shares = np.maximum(shares, _shares(choices.bops(amounts, choices.learned), readers, len(shares)))
         self._scale = shares / (choices.learned * 2 * np.log(2))
 
     def __call__(self, quantizer: int, bits: int) -> float:
         return float(self._scale[quantizer] * 4.0 ** (self._learned[quantizer] - bits))
 
-    def total(self, bits: Integers) -> float:
+    def total(self, bits: Integers | Floats) -> float:
         """Of all quantizers."""
         return float((self._scale * 4.0 ** (self._learned - bits)).sum())
 

@@ -5,6 +5,7 @@ import itertools
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from djpq_nncf.algorithms.djpq._bits import BitWidths
 from djpq_nncf.algorithms.djpq._budget import Amounts, BitChoices, BitDamage, Budget, Integers, choose_bits
+from djpq_nncf.algorithms.djpq._objective import GATE_SHARE
 from djpq_nncf.algorithms.djpq._settings import DJPQSettings, TargetSettings
 from djpq_nncf.channels import ChannelAnalysis, Role
 from djpq_nncf.cost import CostModel
@@ -78,8 +80,8 @@ class Decision:
     """Chooses channels and bits together.
 
     Channels go first: those that the training closed, or those with alpha below the threshold (18). Then bits are
-    rounded to fit the budget. Where they cannot come close enough to it, the channels of least alpha go until they do:
-    one channel is a small step.
+    rounded to fit the budget. Where they cannot come close enough to it, channels go or come back until they do, least
+    alpha first: one channel is a small step. Steps of several widths and channels together are the last resort.
 
     Args:
         cost: cost model of the network.
@@ -117,7 +119,7 @@ class Decision:
             keep = self._close_until(keep, bits)
             bits = self._choose_bits(keep)
         if self._gates and self._budget.limits_anything and self._use(keep, bits) < 1 - TOLERANCE:
-            keep, bits = self._fill(keep, bits)
+            return self._fill(keep, bits)
         return keep, bits
 
     def _gather(self, read: Callable[[str], Tensor]) -> np.ndarray:
@@ -183,45 +185,61 @@ class Decision:
         return closed(max(low - spare, 0))
 
     def _fill(self, keep: np.ndarray, bits: Integers) -> tuple[np.ndarray, Integers]:
-        """Use what is left of the budget: raise one width a little too far and close channels, or reopen some.
+        """Use what is left of the budget, with the least estimated damage of what is found.
 
-        What is reopened a little too far is paid for with bits. Within the tolerance the least damage is chosen.
+        First one width is raised a little too far and channels are closed, then channels are reopened, if a little too
+        far, paid for with bits. Where neither gets there, or only at the price of channels that the training left, it
+        is two or three steps together, out of the order of alpha.
         """
-        trials = [(keep, bits)]
         damage = self._damage(keep)
-        for quantizer, allowed in enumerate(self._choices.admissible):
-            wider = [b for b in allowed if b > bits[quantizer]]
+        trials = [self._trial(keep, bits)]
+        for quantizer in self._quantizers_that_count():
+            wider = [b for b in self._choices.admissible[quantizer] if b > bits[quantizer]]
             if wider:
                 trial = bits.copy()
                 trial[quantizer] = wider[0]
-                trials.append((self._close_until(keep, trial), trial))
+                trials.append(self._trial(self._close_until(keep, trial), trial))
 
-        def enough(trial: tuple[np.ndarray, Integers]) -> bool:
-            return 1 - TOLERANCE <= self._use(*trial) <= 1
-
-        def best() -> tuple[np.ndarray, Integers]:
+        def best() -> _Trial:
             """Within the tolerance that of least damage, else the one nearest to it."""
-            if within := [trial for trial in trials if enough(trial)]:
-                return min(within, key=lambda trial: damage(*trial))
-            return max((trial for trial in trials if self._use(*trial) <= 1), key=lambda trial: self._use(*trial))
+            if within := [trial for trial in trials if trial.fits]:
+                return min(within, key=lambda trial: damage(trial.keep, trial.bits))
+            return max((trial for trial in trials if trial.use <= 1), key=lambda trial: trial.use)
 
-        if not enough(best()):
+        if not best().fits:
             everything = self._rounded(~self._closed_by_hand)
             for spare in range(_SPARED):
                 reopened = self._close_until(everything, bits, spare=spare)
-                trials.append((reopened, self._choose_bits(reopened)))
-            trials += [(self._reopen(*trial), trial[1]) for trial in trials]
+                trials.append(self._trial(reopened, self._choose_bits(reopened)))
+            trials += [self._trial(self._reopen(trial.keep, trial.bits), trial.bits) for trial in trials]
         for count in (2, 3):
-            if enough(best()) and best()[0].sum() >= keep.sum():
+            found = best()
+            if found.fits and (found.keep >= keep).all():
                 break
-            start = (keep, bits) if enough(best()) else best()
-            walks = itertools.islice(self._walks(*start, count), _WALKS)
-            # Out of the order of alpha, so only what is enough.
-            trials += (trial for trial in walks if enough(trial))
-        return best()
+            start = trials[0] if found.fits else found
+            walks = itertools.islice(self._walks(start.keep, start.bits, count), _WALKS)
+            trials += [trial for trial in itertools.starmap(self._trial, walks) if trial.fits]
+        return best().keep, best().bits
+
+    def _trial(self, keep: np.ndarray, bits: Integers) -> "_Trial":
+        return _Trial(keep, bits, self._use(keep, bits))
+
+    def _quantizers_that_count(self) -> list[int]:
+        """Those whose width changes a cost that is limited."""
+        counted = np.zeros(len(self._choices.learned) + 1, dtype=bool)
+        if self._budget.bops is not None:
+            counted[self._choices.weight_index] = counted[self._choices.input_index] = True
+        if self._budget.size is not None:
+            counted[self._choices.stored_index] = True
+        return np.flatnonzero(counted[:-1]).tolist()
 
     def _damage(self, keep: np.ndarray) -> Callable[[np.ndarray, Integers], float]:
-        """Estimates what channels and bit-widths near these cost, in units of the strength."""
+        """Estimates what channels and bit-widths near these cost, in units of the strength.
+
+        By the Fisher criterion a channel harms by alpha times its share of the cost. Where gates are learned, its
+        Fisher information is what (13) settles at: ``F / 2 = GATE_SHARE * share * alpha^2 / (1 + alpha)``.
+        """
+        pruning = self._settings.pruning
         amounts = amounts_of(self._cost, keep)
         used = self._budget.use(self._choices, amounts, self._choices.learned)
         shares = np.zeros(len(keep))
@@ -230,13 +248,18 @@ class Decision:
             own = np.arange(group.channels.start, group.channels.stop)
             fewer[own[keep[own]][:1]] = False
             left = self._budget.use(self._choices, amounts_of(self._cost, fewer), self._choices.learned)
-            shares[own] = 1 - left / used
-        of_channels = np.exp(np.minimum(self._log_alpha, _MOST_LOG_ALPHA)) * shares
+            uniform = 1 / (len(self._gates) * max(keep[own].sum(), 1))
+            shares[own] = 1 - left / used if pruning.cost_weighted else uniform
+        alpha = np.exp(np.minimum(self._log_alpha, _MOST_LOG_ALPHA))
+        of_channels = alpha * shares
+        if pruning.criterion == "information_bottleneck":
+            of_channels *= GATE_SHARE * alpha / (1 + alpha)
         of_bits = BitDamage(self._choices, amounts, self._budget)
-        return lambda keep, bits: float(of_channels[~keep].sum()) + of_bits.total(bits)
+        may_stay = ~self._closed_by_hand
+        return lambda keep, bits: float(of_channels[may_stay & ~keep].sum()) + of_bits.total(bits)
 
     def _walks(self, keep: np.ndarray, bits: Integers, count: int) -> Iterator[tuple[np.ndarray, Integers]]:
-        """So many steps, in every combination."""
+        """So many steps, one combination after another."""
         if not count:
             yield keep, bits
             return
@@ -245,7 +268,8 @@ class Decision:
 
     def _steps(self, keep: np.ndarray, bits: Integers) -> Iterator[tuple[np.ndarray, Integers]]:
         """One width to the next, or one block of channels opened or closed."""
-        for quantizer, allowed in enumerate(self._choices.admissible):
+        for quantizer in self._quantizers_that_count():
+            allowed = self._choices.admissible[quantizer]
             at = list(allowed).index(int(bits[quantizer]))
             for width in (*allowed[max(at - 1, 0) : at], *allowed[at + 1 : at + 2]):
                 step = bits.copy()
@@ -256,7 +280,8 @@ class Decision:
             own = np.arange(group.channels.start, group.channels.stop)
             own = own[np.argsort(self._log_alpha[own], kind="stable")]
             is_open, may_open = own[keep[own]], own[~keep[own] & ~self._closed_by_hand[own]]
-            for channels, opened in ((is_open[:block], False), (may_open[-block:], True)):
+            first = len(is_open) % block or block  # a group that is whole need not be a multiple
+            for channels, opened in ((is_open[:first], False), (may_open[-block:], True)):
                 if len(channels) and (opened or len(is_open) > block):
                     step = keep.copy()
                     step[channels] = opened
@@ -264,20 +289,36 @@ class Decision:
 
     def _reopen(self, keep: np.ndarray, bits: Integers) -> np.ndarray:
         """Open channels that still fit into the budget, greatest alpha first, in the blocks of their groups."""
-        together: list[np.ndarray] = []
+        together: list[tuple[np.ndarray, np.ndarray]] = []
         for group in self._analysis.groups.values():
             multiple = block_of(group.role, group.size, self._settings.pruning.round_to)
             own = np.arange(group.channels.start, group.channels.stop)
             closed = own[~keep[own] & ~self._closed_by_hand[own]]
             closed = closed[np.argsort(-self._log_alpha[closed], kind="stable")]
-            together += [closed[start : start + multiple] for start in range(0, len(closed), multiple)]
-        together.sort(key=lambda channels: -self._log_alpha[channels[0]])
-        for channels in together[:_TRIED]:
+            # what is left over at the end only makes a group whole
+            together += [
+                (closed[start : start + multiple], closed[:start] if len(closed) - start < multiple else closed[:0])
+                for start in range(0, len(closed), multiple)
+            ]
+        together.sort(key=lambda pair: -self._log_alpha[pair[0][0]])
+        for channels, needed in together[:_TRIED]:
             trial = keep.copy()
             trial[channels] = True
-            if self._use(trial, bits) <= 1:
+            if keep[needed].all() and self._use(trial, bits) <= 1:
                 keep = trial
         return keep
+
+
+class _Trial(NamedTuple):
+    """Channels, bit-widths, and what they use of the budget."""
+
+    keep: np.ndarray
+    bits: Integers
+    use: float
+
+    @property
+    def fits(self) -> bool:
+        return 1 - TOLERANCE <= self.use <= 1
 
 
 def warn_if_off_target(asked: Mapping[str, float], reached: Mapping[str, float]) -> None:
@@ -332,18 +373,20 @@ def reach(choices: BitChoices, cost: CostModel, analysis: ChannelAnalysis, round
 def usual_margin(choices: BitChoices, cost: CostModel, analysis: ChannelAnalysis, settings: DJPQSettings) -> float:
     """How many bits above their least learned widths stay in the search: a quarter, or less where few channels may go.
 
-    What bits do not save within the margin is left to channels. That may be an eighth of all that these could save once
-    the budget is met, both as logarithms.
+    What bits do not save within the margin is left to channels. That may be an eighth of what these can save: of the
+    cost with the least bits or, if that is less, of the target, both as logarithms.
     """
     amounts = amounts_of(cost, np.ones(analysis.channel_count, dtype=bool))
     least = np.array([allowed[0] for allowed in choices.admissible], dtype=np.float64)
     above = np.minimum(least + _USUAL_MARGIN, [allowed[-1] for allowed in choices.admissible])
     target, reaches = settings.target.given, reach(choices, cost, analysis, settings.pruning.round_to)
+    baselines = {"bops_ratio": cost.baseline_bops, "size_ratio": cost.baseline_size}
     margin = _USUAL_MARGIN
     for key, cost_of in (("bops_ratio", choices.bops), ("size_ratio", choices.size)):
         if key in target:
             not_saved = np.log(cost_of(amounts, above).sum() / cost_of(amounts, least).sum())
-            can_be_saved = max(0.0, np.log(target[key] / reaches[key].least))
+            ratio, whole = target[key], cost_of(amounts, least).sum() / baselines[key]
+            can_be_saved = max(0.0, np.log(min(ratio, whole) / reaches[key].least))
             if not_saved > 0:
                 margin = min(margin, _USUAL_MARGIN * float(_SHARE_OF_MARGIN * can_be_saved / not_saved))
     return margin

@@ -15,7 +15,7 @@ from torch import nn
 
 from djpq_nncf.algorithms.djpq import CompressedNetwork, block_of
 from djpq_nncf.algorithms.djpq._bits import BitWidths
-from djpq_nncf.algorithms.djpq._budget import Amounts, BitChoices, Budget, Integers, choose_bits
+from djpq_nncf.algorithms.djpq._budget import Amounts, BitChoices, BitDamage, Budget, Integers, choose_bits
 from djpq_nncf.algorithms.djpq._freezing import Decision, amounts_of, choices_of, reach
 from djpq_nncf.channels import Role
 from djpq_nncf.cost import MacOperator
@@ -94,14 +94,31 @@ def test_powers_of_two_stay_among_themselves() -> None:
 
 
 def damage(choices: BitChoices, amounts: Amounts, bits: Integers) -> float:
-    """As the docstring has it: the share of BOPs over b*, times 4^(b* - b)."""
+    """As `BitDamage` has it, up to a factor: the share of BOPs over b*, times 4^(b* - b)."""
     learned = np.append(choices.learned, 32)
     costs = amounts.macs * learned[choices.weight_index] * learned[choices.input_index].max(1)
+    widest = [max(row, key=lambda quantizer: learned[quantizer]) for row in choices.input_index]
     total = 0.0
     for quantizer, own in enumerate(choices.learned):
-        serves = (choices.weight_index == quantizer) * 1 + (choices.input_index == quantizer).sum(1)
+        serves = (choices.weight_index == quantizer) * 1 + (np.array(widest) == quantizer)
         total += (costs * serves).sum() / costs.sum() / own * 4.0 ** (own - bits[quantizer])
     return float(total)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_damage_of_bits_balances_the_log_of_the_cost(seed: int) -> None:
+    """At the learned widths, by finite differences: in units of the strength, a bit harms as much as it costs."""
+    choices, amounts = random_problem(seed, layers=3)
+    of_bits = BitDamage(choices, amounts, Budget(bops=1.0))
+    step = 1e-5
+    for quantizer in range(len(choices.learned)):
+        more, less = choices.learned.copy(), choices.learned.copy()
+        more[quantizer] += step
+        less[quantizer] -= step
+        costs = choices.bops(amounts, more).sum(), choices.bops(amounts, less).sum()
+        of_cost = (np.log(costs[0]) - np.log(costs[1])) / (2 * step)
+        of_loss = (of_bits.total(more) - of_bits.total(less)) / (2 * step)
+        assert of_loss == pytest.approx(-of_cost, rel=1e-4)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -285,6 +302,57 @@ def test_round_to(multiple: int) -> None:
         for name, count in kept_by_group(network, keep).items():
             assert count % multiple == 0 or count == network.analysis.groups[name].size
         assert ratio <= 0.02
+
+
+@pytest.mark.parametrize("round_to", [None, 8, 3])
+@pytest.mark.parametrize("by_hand", [0, 2])
+@pytest.mark.parametrize("widths", [(36, 44, 100), (100, 36, 44)], ids=str)
+def test_round_to_where_it_divides_no_group(widths: tuple[int, int, int], by_hand: int, round_to: int | None) -> None:
+    """A group that stays whole is no multiple of it; what any step leaves of one is."""
+    one, two, three = widths
+    model = nn.Sequential(
+        nn.Conv2d(3, one, 3, padding=1), nn.ReLU(), nn.Conv2d(one, two, 3, stride=2, padding=1), nn.ReLU(),
+        nn.Conv2d(two, three, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(three, 10),
+    )  # fmt: skip
+    djpq: dict[str, Any] = {"pruning": {"round_to": round_to}}
+    network = insert_into(model, images(), **djpq, target={"bops_ratio": 0.1})
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(4):
+        for target in (0.0085, 0.009, 0.01, 0.012):
+            with torch.no_grad():
+                for gate in network.gates.values():
+                    gate.open.fill_(True)
+                    gate.log_variance.copy_(torch.randn(gate.size, generator=generator) * 1.5)
+                    gate.close(list(range(by_hand)))
+                bits = network.bit_widths()
+                for quantizer in bits.quantizers.values():
+                    quantizer.initialize_(1.0, float(torch.rand((), generator=generator)) * 1.5 + 2.2)
+            keep, _, ratio = decide(network, bits, **djpq, target={"bops_ratio": target})
+            assert ratio <= target
+            for name, count in kept_by_group(network, keep).items():
+                assert count % (round_to or 8) == 0 or count == network.analysis.groups[name].size - by_hand
+
+
+@pytest.mark.parametrize("criterion", ["fisher", "information_bottleneck"])
+def test_damage_of_channels_is_their_information(criterion: str) -> None:
+    """In units of the strength and by the share of the cost, which is counted here by removing the channel."""
+    djpq: dict[str, Any] = {"target": {"bops_ratio": 0.02}, "pruning": {"criterion": criterion, "round_to": 1}}
+    network, bits = random_network("plain", 0, **djpq)
+    settings = settings_of(**djpq)
+    decision = Decision(network.cost, network.analysis, network.gates, bits, settings, {})
+    keep = np.ones(network.analysis.channel_count, dtype=bool)
+    damage = decision._damage(keep)
+    choices = choices_of(bits, power_of_two=False)
+    widths = np.full(len(choices.learned), 4)
+    before = choices.bops(amounts_of(network.cost, keep), choices.learned).sum()
+    for name, gate in network.gates.items():
+        channel = network.analysis.groups[name].channels[1]
+        fewer = keep.copy()
+        fewer[channel] = False
+        share = 1 - choices.bops(amounts_of(network.cost, fewer), choices.learned).sum() / before
+        alpha = float(gate.log_alpha()[1].detach().exp())
+        harm = share * (alpha if criterion == "fisher" else 0.5 * alpha**2 / (1 + alpha))
+        assert damage(fewer, widths) - damage(keep, widths) == pytest.approx(harm, rel=1e-4)
 
 
 @pytest.mark.parametrize(

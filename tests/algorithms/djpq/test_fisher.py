@@ -272,9 +272,9 @@ def test_bits_stay_above_their_least_while_channels_may_go(pruning: dict[str, An
 
 
 @pytest.mark.parametrize("key", ["bops_ratio", "size_ratio"])
-@pytest.mark.parametrize("above_least", [1.001, 2.0, 6.0])
+@pytest.mark.parametrize("above_least", [1.001, 2.0, 6.0, 20.0])
 def test_usual_margin_leaves_an_eighth_to_channels(key: str, above_least: float) -> None:
-    """Of what they could save below a target so many times the least; by hand, for inputs of 8 bits."""
+    """Of what they can save below a target so many times the least; by hand, for inputs of 8 bits."""
 
     def used(channels: int, bits: float) -> float:
         if key == "size_ratio":
@@ -282,7 +282,8 @@ def test_usual_margin_leaves_an_eighth_to_channels(key: str, above_least: float)
         return (3 * channels * 8 * bits + 4 * channels * bits**2) / (7 * WIDTH * 32 * 32)
 
     ratio = above_least * used(1, 2)
-    share = math.log(ratio / used(1, 2)) / math.log(used(WIDTH, 2.25) / used(WIDTH, 2)) / 8
+    can_be_saved = math.log(min(ratio, used(WIDTH, 2)) / used(1, 2))
+    share = can_be_saved / math.log(used(WIDTH, 2.25) / used(WIDTH, 2)) / 8
     controller, _model = compress(TwoLayers(), target={key: ratio}, quantization={}, schedule={"epochs": 2})
     controller.scheduler.epoch_step()
     for quantizer in controller._bits.quantizers.values():
@@ -291,3 +292,20 @@ def test_usual_margin_leaves_an_eighth_to_channels(key: str, above_least: float)
     controller.scheduler.step()
     (weight,) = (q for name, q in controller._bits.quantizers.items() if name == "weight of conv2")
     assert float(weight.continuous_bits().detach()) == pytest.approx(2 + 0.25 * min(share, 1), abs=1e-4)
+
+
+def test_usual_margin_is_small_where_few_channels_may_go() -> None:
+    """4 of 64, in blocks of 60; by hand."""
+    layers = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 64, 3), nn.ReLU(), nn.Conv2d(64, 4, 1)
+    controller, _model = compress(
+        nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+        target={"bops_ratio": 1 / 100},
+        quantization={},
+        pruning={"target_scopes": ["2"], "round_to": 60},
+    )
+
+    def used(channels: int, bits: float) -> float:
+        return 16 * 27 * 4 * 8 * bits + (4 * 36 * channels + 4 * channels * 4) * bits**2
+
+    share = math.log(used(64, 2) / used(60, 2)) / math.log(used(64, 2.25) / used(64, 2)) / 8
+    assert controller._margin == pytest.approx(0.25 * share)
