@@ -353,6 +353,9 @@ def test_damage_of_channels_is_their_information(criterion: str) -> None:
         alpha = float(gate.log_alpha()[1].detach().exp())
         harm = share * (alpha if criterion == "fisher" else 0.5 * alpha**2 / (1 + alpha))
         assert damage(fewer, widths) - damage(keep, widths) == pytest.approx(harm, rel=1e-4)
+    of_bits = BitDamage(choices, amounts_of(network.cost, keep), Budget(bops=1.0))
+    of_two_bits = of_bits.total(widths) - of_bits.total(widths + 2)
+    assert damage(keep, widths) - damage(keep, widths + 2) == pytest.approx(of_two_bits)
 
 
 @pytest.mark.parametrize(
