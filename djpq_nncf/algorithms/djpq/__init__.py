@@ -3,10 +3,10 @@
 
 from djpq_nncf.algorithms.djpq._build import build_djpq, insert_gates_and_quantizers
 from djpq_nncf.algorithms.djpq._controller import DJPQController
-from djpq_nncf.algorithms.djpq._freezing import block_of
 from djpq_nncf.algorithms.djpq._network import CompressedNetwork
 from djpq_nncf.algorithms.djpq._settings import DJPQSettings
 from djpq_nncf.algorithms.djpq._statistics import DJPQStatistics, LayerStatistics, NNCFStatistics
+from djpq_nncf.algorithms.djpq._targets import block_of
 
 __all__ = [
     "CompressedNetwork",

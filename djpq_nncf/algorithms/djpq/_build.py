@@ -10,11 +10,11 @@ from torch.fx import GraphModule
 from djpq_nncf.algorithms._data import iterate_inputs
 from djpq_nncf.algorithms._registry import register_algorithm
 from djpq_nncf.algorithms.djpq._controller import DJPQController
-from djpq_nncf.algorithms.djpq._freezing import TOLERANCE, choices_of, reach
 from djpq_nncf.algorithms.djpq._initialization import initialize_activation_ranges, initialize_weight_ranges
 from djpq_nncf.algorithms.djpq._network import CompressedNetwork
 from djpq_nncf.algorithms.djpq._overflow import SAFE_BITS, narrow_weights
 from djpq_nncf.algorithms.djpq._settings import ActivationMode, DJPQSettings
+from djpq_nncf.algorithms.djpq._targets import TOLERANCE, choices_of, reach
 from djpq_nncf.channels import ChannelGroup, analyse_channels
 from djpq_nncf.config import NNCFConfig, ScopeSettings, closest
 from djpq_nncf.cost import CostModel, MacOperator, find_embeddings, find_mac_operators

@@ -17,7 +17,7 @@ from djpq_nncf.algorithms._batchnorm import reestimate_batchnorm
 from djpq_nncf.algorithms._bias_correction import correct_biases
 from djpq_nncf.algorithms._contract import CompressionController, CompressionStage
 from djpq_nncf.algorithms.djpq._fisher import FisherCriterion
-from djpq_nncf.algorithms.djpq._freezing import Decision, choices_of, usual_margin, warn_if_off_target
+from djpq_nncf.algorithms.djpq._freezing import Decision
 from djpq_nncf.algorithms.djpq._groups import PrunableGroup
 from djpq_nncf.algorithms.djpq._network import CompressedNetwork
 from djpq_nncf.algorithms.djpq._objective import Objective
@@ -27,6 +27,7 @@ from djpq_nncf.algorithms.djpq._report import report_of
 from djpq_nncf.algorithms.djpq._scheduler import DJPQScheduler, StrengthController
 from djpq_nncf.algorithms.djpq._settings import DJPQSettings
 from djpq_nncf.algorithms.djpq._statistics import NNCFStatistics
+from djpq_nncf.algorithms.djpq._targets import choices_of, warn_if_off_target
 from djpq_nncf.errors import CheckpointError
 from djpq_nncf.export import ExportVerification, export_model, note_layers, round_biases
 from djpq_nncf.nn import Gates, LearnedQuantizer
@@ -76,14 +77,9 @@ class DJPQController(CompressionController):
         self._strength = StrengthController(settings.schedule.ramp) if settings.target.given else None
         self._latest_use: Tensor | None = None
         self._fisher: FisherCriterion | None = None
-        self._margin = 0.0
         if network.gates and settings.pruning.criterion == "fisher":
             choices = choices_of(self._bits, power_of_two=settings.quantization.power_of_two)
             self._fisher = FisherCriterion(network, self._objective, choices, settings, batch=batch)
-            margin = settings.pruning.bit_margin
-            if margin is None:
-                margin = usual_margin(choices, network.cost, network.analysis, settings)
-            self._margin = margin
         self.scheduler = DJPQScheduler(
             settings.schedule, _length(data), before_step=self._before_step, on_freeze=self.freeze
         )
@@ -304,7 +300,7 @@ class DJPQController(CompressionController):
         return next((p.device for p in self.model.parameters()), torch.device("cpu"))
 
     def _before_step(self) -> None:
-        self._bits.project_(self._margin)
+        self._bits.project_(self._fisher.bit_margin if self._fisher is not None else 0.0)
         if self._frozen:
             if self.scheduler.begins_epoch:
                 self._network.tighten_weight_ranges()

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from djpq_nncf.algorithms.djpq._budget import BitChoices
-from djpq_nncf.algorithms.djpq._freezing import amounts_of, block_of, budget_of
 from djpq_nncf.algorithms.djpq._network import CompressedNetwork
 from djpq_nncf.algorithms.djpq._objective import Objective
 from djpq_nncf.algorithms.djpq._settings import DJPQSettings
+from djpq_nncf.algorithms.djpq._targets import amounts_of, bit_margin, block_of, budget_of
 from djpq_nncf.passes import kept_channels
 
 _LOSS = "the loss"
@@ -52,6 +52,7 @@ class FisherCriterion:
         batch: samples behind one derivative, in this process.
 
     Attributes:
+        bit_margin: how far bit-widths stay above their least while it decides.
         closed: bool [size] by group name, what it closed. The freeze may open some of them again.
         zero: to be added to the loss: the derivative towards it is what a training loop multiplies the loss with.
     """
@@ -72,6 +73,7 @@ class FisherCriterion:
         self._choices = choices
         self._most_bits = np.array([allowed[-1] for allowed in choices.admissible], dtype=np.int64)
         self._batch = batch
+        self.bit_margin = bit_margin(choices, network.cost, network.analysis, settings)
         self.closed = {name: torch.zeros_like(gate.open) for name, gate in network.gates.items()}
         self.zero = torch.zeros((), requires_grad=True)
         self.zero.register_hook(self._collector(_LOSS))

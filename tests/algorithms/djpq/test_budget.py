@@ -16,7 +16,8 @@ from torch import nn
 from djpq_nncf.algorithms.djpq import CompressedNetwork, block_of
 from djpq_nncf.algorithms.djpq._bits import BitWidths
 from djpq_nncf.algorithms.djpq._budget import Amounts, BitChoices, BitDamage, Budget, Integers, choose_bits
-from djpq_nncf.algorithms.djpq._freezing import Decision, amounts_of, choices_of, reach
+from djpq_nncf.algorithms.djpq._freezing import Decision
+from djpq_nncf.algorithms.djpq._targets import amounts_of, choices_of, reach
 from djpq_nncf.channels import Role
 from djpq_nncf.cost import MacOperator
 from djpq_nncf.nn import ActivationQuantizer

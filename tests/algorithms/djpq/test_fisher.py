@@ -308,4 +308,5 @@ def test_usual_margin_is_small_where_few_channels_may_go() -> None:
         return 16 * 27 * 4 * 8 * bits + (4 * 36 * channels + 4 * channels * 4) * bits**2
 
     share = math.log(used(64, 2) / used(60, 2)) / math.log(used(64, 2.25) / used(64, 2)) / 8
-    assert controller._margin == pytest.approx(0.25 * share)
+    assert controller._fisher is not None
+    assert controller._fisher.bit_margin == pytest.approx(0.25 * share)

@@ -9,8 +9,8 @@ import torch
 
 from djpq_nncf.algorithms.djpq import CompressedNetwork
 from djpq_nncf.algorithms.djpq._budget import Amounts
-from djpq_nncf.algorithms.djpq._freezing import choices_of
 from djpq_nncf.algorithms.djpq._objective import Objective
+from djpq_nncf.algorithms.djpq._targets import choices_of
 from djpq_nncf.errors import ConfigError
 from djpq_nncf.passes import kept_channels
 from tests.attention import CASES, LENGTH, WIDTH, WORDS
