@@ -171,8 +171,8 @@ def page() -> str:
         "# Ablations\n\n"
         "Written by `python benchmarks/ablations.py`: the defaults, and the same with one choice changed. Points of\n"
         "accuracy lost against the FP32 network that all start from, mean and standard deviation over seeds; defaults\n"
-        "are chosen by the validation split, which orders the rows. What [results.md](results.md) has too, with\n"
-        f"{fronts.FAST:g} times the learning rate, is the same runs. On {machines}.\n\n"
+        "are chosen by the validation split, which orders the rows. What [results.md](results.md) has too is the same\n"
+        f"runs. On {machines}.\n\n"
         f"{_tables(_with_fronts(STUDY.finished()))}\n"
         "# Before\n\n"
         "The same with the defaults that these runs led away from, the latest first.\n\n"
@@ -184,7 +184,7 @@ def _with_fronts(finished: dict[Key, dict[str, Any]]) -> dict[Key, dict[str, Any
     """With the choices that were measured there, at the same places."""
     places = {key[:3] for key in finished}
     result = dict(finished)
-    for (data, network, scheme, fewer, teacher, seed, *recipe), run in fronts.RECIPES.finished().items():
+    for (data, network, scheme, fewer, teacher, seed, *recipe), run in fronts.STUDY.finished().items():
         if (data, network, fewer) not in places or recipe != [EPOCHS[str(data)], fronts.FAST]:
             continue
         for choice, at in IN_FRONTS.items():

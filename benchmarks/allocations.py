@@ -30,8 +30,6 @@ from djpq_nncf.algorithms.djpq._freezing import Decision
 STUDY = Study("allocations", ("data", "network", "scheme", "fewer", "seed"))
 PAGE = Path(__file__).parents[1] / "docs" / "allocations.md"
 SCHEMES = ("ours", "ours, no margin", "paper", *fronts.FIRST_STAGES)
-RATE = fronts.FAST
-"""Times the network's learning rate: the two that are compared lose less with it (docs/results.md)."""
 
 
 class Allocation(NamedTuple):
@@ -75,7 +73,7 @@ def imposed(allocation: Allocation) -> Iterator[None]:
 def measure(data: str, network: str, scheme: str, fewer: int, seed: int) -> dict[str, Any]:
     """Run a scheme, and then train what it found again."""
     with recorded() as found:
-        first = fronts.measure(data, network, scheme, fewer, 0, seed, EPOCHS[data], RATE)
+        first = fronts.measure(data, network, scheme, fewer, 0, seed, EPOCHS[data], fronts.RATE[network])
     if first == fronts.OUT_OF_REACH:
         return first
     # of two stages the first decides on channels, the second on bits
@@ -86,7 +84,7 @@ def measure(data: str, network: str, scheme: str, fewer: int, seed: int) -> dict
     ctrl, model = create_compressed_model(pretrained(network, data), config, init_data=batches)
     with imposed(allocation):
         ctrl.freeze(weights_trained=True)
-    train(model, batches, EPOCHS[data], RATE * RATES[network], ctrl)
+    train(model, batches, EPOCHS[data], fronts.RATE[network] * RATES[network], ctrl)
     reached = ctrl.statistics().djpq.bops_ratio
     if abs(reached / first["bops_ratio"] - 1) > 1e-6:
         raise RuntimeError(f"{scheme} found {first['bops_ratio']}, and its channels and bits are {reached}")
@@ -119,8 +117,8 @@ def page() -> str:
         "# What is found, and how it is trained\n\n"
         "Written by `python benchmarks/allocations.py`: points of accuracy lost by a scheme, and by its channels and\n"
         "bits when they are fixed from the start and trained from the same FP32 checkpoint for all of the epochs. So\n"
-        "the search costs nothing in the second, and its rows differ in what was found alone. Learning rates are\n"
-        f"{RATE:g} times those of [results.md](results.md). On {STUDY.machines()}.\n\n"
+        "the search costs nothing in the second, and its rows differ in what was found alone. Epochs and\n"
+        f"learning rates are those of [results.md](results.md). On {STUDY.machines()}.\n\n"
         f"{markdown_table(header, rows, text_columns=3)}\n"
         "How far two of the same seed agree. Channels: those that both keep, of those that either keeps. Bit-widths:\n"
         "how many are the same, out of those below 8 bits in either (what costs nothing has 8).\n\n"

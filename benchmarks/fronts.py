@@ -7,7 +7,7 @@ the same learning rates; each with and without the original as a teacher. Finish
 
     export OMP_NUM_THREADS=1
     python benchmarks/fashion_mnist.py --share 1/2 & python benchmarks/fashion_mnist.py --share 2/2
-    python benchmarks/fronts.py  # docs/results.md from what is finished
+    python benchmarks/fronts.py  # docs/results.md and docs/recipes.md from what is finished
 """
 
 import argparse
@@ -26,29 +26,30 @@ from torch import nn
 
 from djpq_nncf.errors import ConfigError
 
-FIELDS = ("data", "network", "scheme", "fewer", "teacher", "seed")
-STUDY = Study("fronts", FIELDS)
+STUDY = Study("fronts", ("data", "network", "scheme", "fewer", "teacher", "seed", "epochs", "rate"))
 FAST = 4.0
-RECIPES = Study("recipes", (*FIELDS, "epochs", "rate"))
-"""The same with other numbers of epochs than the data set's, and so many times the network's learning rate."""
+RATE = {"vgg7": FAST, "vgg7_wide": FAST, "resnet20": FAST, "vit": 1.0, "efficientnet_lite0": 1.0}
+"""Usual learning rates, in those of `image_classification`: where 4 was tried, most schemes lose less with it."""
 DOCS = Path(__file__).parents[1] / "docs"
 FEWER = (16, 50, 100, 250, 400)
 UNIFORM = {f"{bits}/{bits}": bits for bits in (8, 4, 3, 2)}
 # The share of the MACs that pruning leaves before quantization takes the rest.
 FIRST_STAGES = {f"two stages, MACs x {share}": share for share in (0.9, 0.75, 0.5, 0.35)}
-# Earlier defaults.
 NO_MARGIN = {"bit_margin": 0.0}
 NOISE = {"bit_margin": 0.0, "noise": 0.3}
 LEARNED: dict[str, dict[str, Any]] = {
     "quantization alone": {"pruning": {"enabled": False}},
     "paper": {"preset": "paper"},
     "ours": {},
+    "ours, powers of two": {"quantization": {"power_of_two": True}},
+}
+EARLIER: dict[str, dict[str, Any]] = {
     "ours, no margin": {"pruning": NO_MARGIN},
     "ours, noise": {"pruning": NOISE},
-    "ours, powers of two": {"quantization": {"power_of_two": True}},
     "ours, powers of two, no margin": {"quantization": {"power_of_two": True}, "pruning": NO_MARGIN},
     "ours, powers of two, noise": {"quantization": {"power_of_two": True}, "pruning": NOISE},
 }
+SCHEMES = (*UNIFORM, *FIRST_STAGES, *LEARNED)
 OUT_OF_REACH: dict[str, Any] = {"out_of_reach": True}
 """Result where even the least bit-widths use more than what is asked for."""
 NETWORKS = {
@@ -58,14 +59,14 @@ NETWORKS = {
 }
 
 
-def keys(data: str, network: str, seeds: int) -> list[tuple[str, str, str, int, int, int]]:
-    """Every run that the study wants, those of one seed together."""
+def keys(seeds: int) -> list[tuple[str, int, int, int]]:
+    """Scheme, ``fewer``, teacher and seed of every run that the study may make, those of one seed together."""
     schemes = [
         *((name, 0) for name in UNIFORM),
-        *((name, fewer) for fewer in FEWER for name in (*LEARNED, *FIRST_STAGES)),
+        *((name, fewer) for fewer in FEWER for name in (*LEARNED, *FIRST_STAGES, *EARLIER)),
     ]
     return [
-        (data, network, name, fewer, teacher, seed)
+        (name, fewer, teacher, seed)
         for seed, teacher, (name, fewer) in itertools.product(range(seeds), (0, 1), schemes)
     ]
 
@@ -78,7 +79,7 @@ def measure(
     teacher: int,
     seed: int,
     epochs: int,
-    rate: float = 1.0,
+    rate: float,
 ) -> dict[str, Any]:
     """One run.
 
@@ -118,7 +119,7 @@ def _settings(scheme: str, fewer: int) -> dict[str, Any]:
     if scheme in UNIFORM:
         bits = {"bits": UNIFORM[scheme]}
         return {"pruning": {"enabled": False}, "quantization": {"weights": bits, "activations": bits}}
-    return {"target": {"bops_ratio": 1 / fewer}, **LEARNED[scheme]}
+    return {"target": {"bops_ratio": 1 / fewer}, **{**LEARNED, **EARLIER}[scheme]}
 
 
 def _two_stages(
@@ -133,42 +134,29 @@ def _two_stages(
     return ctrl.model, {"bops_ratio": ctrl.statistics().djpq.bops_ratio * left, "macs_ratio": left}
 
 
-Recipe = tuple[int, float]
-"""Teacher, and learning rate in those of the network."""
-COLUMNS: dict[Recipe, str] = {
-    (0, 1.0): "lost",
-    (1, 1.0): "with a teacher",
-    (0, FAST): f"{FAST:g} x the rate",
-    (1, FAST): f"{FAST:g} x the rate, teacher",
-}
-TITLES = {**COLUMNS, (0, 1.0): "without a teacher"}
-Runs = dict[tuple[str, int, Recipe], list[dict[str, Any]]]
-"""Finished runs of a network on a data set, by scheme, ``fewer`` and recipe."""
+TITLES = {0: "without a teacher", 1: "with a teacher"}
+Runs = dict[tuple[str, int, int], list[dict[str, Any]]]
+"""Finished runs of a network on a data set with the usual recipe, by scheme, ``fewer`` and teacher."""
 
 
-def _finished(data: str, network: str) -> Runs:
-    usual = {(*key, EPOCHS[data], 1.0): result for key, result in STUDY.finished().items()}
+def _usual(data: str, network: str) -> Runs:
     runs: Runs = {}
-    for (*of, scheme, fewer, teacher, _seed, epochs, rate), result in {**usual, **RECIPES.finished()}.items():
-        if of == [data, network] and epochs == EPOCHS[data] and (teacher, rate) in COLUMNS:
-            runs.setdefault((scheme, fewer, (teacher, rate)), []).append(result)
+    for (*of, scheme, fewer, teacher, _seed, epochs, rate), result in STUDY.finished().items():
+        if of == [data, network] and scheme in SCHEMES and (epochs, rate) == (EPOCHS[data], RATE[network]):
+            runs.setdefault((str(scheme), int(fewer), int(teacher)), []).append(result)
     return runs
 
 
-def _reached(runs: Runs) -> Runs:
-    return {
-        key: reached
-        for key, found in runs.items()
-        if (reached := [run for run in found if not OUT_OF_REACH.items() <= run.items()])
-    }
+def _reached(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [run for run in found if not OUT_OF_REACH.items() <= run.items()]
 
 
 def _with_best_two_stages(runs: Runs) -> Runs:
     """Of the first stages with the most seeds the best by validation, for each budget."""
     result = {key: found for key, found in runs.items() if key[0] not in FIRST_STAGES}
-    for fewer, recipe in {key[1:] for key in runs if key[0] in FIRST_STAGES}:
-        candidates = [runs[name, fewer, recipe] for name in FIRST_STAGES if (name, fewer, recipe) in runs]
-        result["two stages", fewer, recipe] = min(
+    for fewer, teacher in {key[1:] for key in runs if key[0] in FIRST_STAGES}:
+        candidates = [runs[name, fewer, teacher] for name in FIRST_STAGES if (name, fewer, teacher) in runs]
+        result["two stages", fewer, teacher] = min(
             candidates, key=lambda found: (-len(found), mean(run["lost_validation"] for run in found))
         )
     return result
@@ -177,27 +165,35 @@ def _with_best_two_stages(runs: Runs) -> Runs:
 def _section(data: str, network: str, runs: Runs) -> str:
     images, original = load(data), pretrained(network, data)
     before = accuracy(original, images.test, images.test_labels)
-    reached = _reached(runs)
-    columns = [recipe for recipe in COLUMNS if any(key[2] == recipe for key in reached)]
+    reached = {key: some for key, found in runs.items() if (some := _reached(found))}
+    # whatever the recipe: it is known before the training
+    out_of_reach = {
+        key[2:4]
+        for key, run in STUDY.finished().items()
+        if key[:2] == (data, network) and OUT_OF_REACH.items() <= run.items()
+    }
     rows = []
-    for fewer, scheme in itertools.product((0, *FEWER), (*UNIFORM, *FIRST_STAGES, *LEARNED)):
-        found = [reached.get((scheme, fewer, recipe), []) for recipe in columns]
+    for fewer, scheme in itertools.product((0, *FEWER), SCHEMES):
+        found = [reached.get((scheme, fewer, teacher), []) for teacher in TITLES]
         if any(found):
             anyone = next(filter(None, found))
             rows.append(
                 [
                     f"{1 / mean(run['bops_ratio'] for run in anyone):.1f}x",
                     scheme,
-                    *(spread(run["lost_test"] for run in each) if each else "" for each in found),
-                    " / ".join(f"{mean(run['macs_ratio'] for run in each):.2f}" if each else "-" for each in found),
-                    " / ".join(str(len(each) or "-") for each in found),
+                    *(_with_seeds(each) for each in found),
+                    f"{mean(run['macs_ratio'] for run in anyone):.2f}",
                 ]
             )
-        elif any((scheme, fewer, recipe) in runs for recipe in columns):
-            rows.append([f"{fewer}x", scheme, "out of reach", *[""] * (len(columns) + 1)])
-    header = ["BOPs", "scheme", *(COLUMNS[recipe] for recipe in columns), "MACs", "seeds"]
+        elif (scheme, fewer) in out_of_reach:
+            rows.append([f"{fewer}x", scheme, "out of reach", "", ""])
+    header = ["BOPs", "scheme", "lost", "with a teacher", "MACs"]
     text = f"## {network} on {data}\n\nFP32: {before:.2f} %.\n\n{markdown_table(header, rows, text_columns=2)}"
     return f"{text}\n![fronts]({_plot(data, network, _with_best_two_stages(reached)).relative_to(DOCS)})\n"
+
+
+def _with_seeds(runs: list[dict[str, Any]]) -> str:
+    return f"{spread(run['lost_test'] for run in runs)} ({len(runs)})" if runs else ""
 
 
 def _plot(data: str, network: str, runs: Runs) -> Path:
@@ -206,22 +202,12 @@ def _plot(data: str, network: str, runs: Runs) -> Path:
     matplotlib.use("svg")
     from matplotlib import pyplot
 
-    drawn = [recipe for recipe in COLUMNS if len({key[1] for key in runs if key[2] == recipe}) > 1]
+    drawn = [teacher for teacher in TITLES if len({key[1] for key in runs if key[2] == teacher}) > 1]
     figure, several = pyplot.subplots(1, len(drawn), figsize=(5.5 * len(drawn), 4.5), sharey=True, squeeze=False)
-    for axes, recipe in zip(several[0], drawn, strict=True):
-        for scheme in (
-            "uniform",
-            "quantization alone",
-            "two stages",
-            "paper",
-            "ours",
-            "ours, no margin",
-            "ours, noise",
-            "ours, powers of two",
-            "ours, powers of two, no margin",
-        ):
+    for axes, teacher in zip(several[0], drawn, strict=True):
+        for scheme in ("uniform", "quantization alone", "two stages", "paper", "ours", "ours, powers of two"):
             names = UNIFORM if scheme == "uniform" else [scheme]
-            found = [each for key, each in runs.items() if key[0] in names and key[2] == recipe]
+            found = [each for key, each in runs.items() if key[0] in names and key[2] == teacher]
             points = sorted(
                 (
                     1 / mean(run["bops_ratio"] for run in each),
@@ -233,7 +219,7 @@ def _plot(data: str, network: str, runs: Runs) -> Path:
             if points:
                 x, y, wide = zip(*points, strict=True)
                 axes.errorbar(x, y, [w / 2 for w in wide], label=scheme, marker="o", capsize=3, linewidth=1)
-        axes.set(xscale="log", xlabel="times fewer BOPs", ylabel="points of accuracy lost", title=TITLES[recipe])
+        axes.set(xscale="log", xlabel="times fewer BOPs", ylabel="points of accuracy lost", title=TITLES[teacher])
         axes.invert_yaxis()
         axes.grid(alpha=0.3)
         axes.legend()
@@ -245,49 +231,62 @@ def _plot(data: str, network: str, runs: Runs) -> Path:
     return path
 
 
-def _other_recipes() -> str:
-    """Next to those of `COLUMNS`, where these have the same seeds."""
-    finished = RECIPES.finished()
-    others = {key for key in finished if (key[6], (key[4], key[7])) not in {(EPOCHS[key[0]], at) for at in COLUMNS}}
-    usual = {(*key, EPOCHS[str(key[0])], 1.0): result for key, result in STUDY.finished().items()}
-    runs: dict[Key, dict[float, list[float]]] = {}
-    for key, result in {**usual, **finished}.items():
-        if key[:6] in {other[:6] for other in others} and not OUT_OF_REACH.items() <= result.items():
-            runs.setdefault((*key[:5], key[6]), {}).setdefault(float(key[7]), []).append(result["lost_test"])
-    rates = sorted({rate for found in runs.values() for rate in found})
-    rows = [
-        [f"{network} on {data}", f"1/{fewer}", scheme, "yes" if teacher else "no", str(epochs)]
-        + [f"{spread(found[rate])} ({len(found[rate])})" if rate in found else "" for rate in rates]
-        for (data, network, scheme, fewer, teacher, epochs), found in sorted(
-            runs.items(), key=lambda item: (*item[0][:2], item[0][3], *item[0][4:], item[0][2])
-        )
-    ]
-    header = ["network", "BOPs", "scheme", "teacher", "epochs", *(f"rate x {rate:g}" for rate in rates)]
-    return markdown_table(header, rows, text_columns=4)
-
-
 def page() -> str:
     """docs/results.md from the runs that are finished."""
     sections = [
         _section(data, network, runs)
         for data, networks in NETWORKS.items()
         for network in networks
-        if (runs := _finished(data, network))
+        if (runs := _usual(data, network))
     ]
     return (
         "# Accuracy against bit operations\n\n"
         "Written by `python benchmarks/fronts.py` from the runs of `benchmarks/fashion_mnist.py`, `cifar10.py` and\n"
         "`image_folder.py`. Points of test accuracy lost against the FP32 network that all start from, mean and\n"
-        "standard deviation over seeds (without / with a teacher). All schemes have the same epochs of fine-tuning\n"
+        "standard deviation over seeds, in brackets how many. All schemes have the same epochs of fine-tuning\n"
         f"({', '.join(f'{name}: {EPOCHS[name]}' for name in NETWORKS)}), optimizer and learning rates; half of the\n"
         "epochs of two stages are pruning, to a share of the MACs. The plots have the best share by validation,\n"
-        "out of those with the most seeds. MACs: what is left of them. vgg7_wide is vgg7 with twice the channels.\n"
-        f"On {STUDY.machines()}.\n\n" + "\n".join(sections) + "\n"
-        "## Other recipes\n\n"
-        "Points of test accuracy lost, with other learning rates (times the network's own) and numbers of epochs; in\n"
-        "brackets the number of seeds.\n\n"
-        f"{_other_recipes()}"
+        "out of those with the most seeds. MACs: what is left of them. [recipes.md](recipes.md) has other learning\n"
+        "rates, longer trainings and earlier defaults.\n"
+        f"On {STUDY.machines()}.\n\n" + "\n".join(sections)
     )
+
+
+def recipes_page() -> str:
+    """docs/recipes.md from the runs that are finished."""
+    runs: dict[Key, dict[float, list[dict[str, Any]]]] = {}
+    for (data, network, scheme, fewer, teacher, _seed, epochs, rate), result in STUDY.finished().items():
+        key = (data, network, fewer, teacher, epochs, scheme)
+        runs.setdefault(key, {}).setdefault(float(rate), []).append(result)
+    sections = []
+    for data, networks in NETWORKS.items():
+        for network in networks:
+            table = _recipes({key[2:]: found for key, found in runs.items() if key[:2] == (data, network)})
+            if table:
+                sections.append(f"## {network} on {data}\n\n{table}")
+    return (
+        "# Other recipes\n\n"
+        "Written by `python benchmarks/fronts.py`: what [results.md](results.md) has, next to runs with other\n"
+        "learning rates (times those of `benchmarks/image_classification.py`) and numbers of epochs, and to earlier\n"
+        'defaults: without a margin of bits, and before that also with noise of 0.3 in the search ("noise"). Points\n'
+        "of test accuracy lost, in brackets the number of seeds. vgg7_wide is vgg7 with twice the channels.\n\n"
+        + "\n".join(sections)
+    )
+
+
+def _recipes(runs: dict[Key, dict[float, list[dict[str, Any]]]]) -> str:
+    """By ``fewer``, teacher, epochs and scheme, and then by rate."""
+    order = [*SCHEMES, *EARLIER]
+    rates = sorted({rate for found in runs.values() for rate in found})
+    rows = []
+    for key, found in sorted(runs.items(), key=lambda item: (*item[0][:3], order.index(str(item[0][3])))):
+        fewer, teacher, epochs, scheme = key
+        reached = {rate: _reached(some) for rate, some in found.items()}
+        if any(reached.values()):
+            cells = [_with_seeds(reached.get(rate, [])) for rate in rates]
+            rows.append([f"1/{fewer}" if fewer else "", str(scheme), "yes" if teacher else "no", str(epochs), *cells])
+    header = ["BOPs", "scheme", "teacher", "epochs", *(f"rate x {rate:g}" for rate in rates)]
+    return markdown_table(header, rows, text_columns=3) if rows else ""
 
 
 def main(data: str) -> None:
@@ -295,31 +294,27 @@ def main(data: str) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS[data], default=list(NETWORKS[data]))
     parser.add_argument("--fewer", nargs="+", type=int, choices=(0, *FEWER), default=[0, *FEWER])
-    parser.add_argument("--schemes", nargs="+", default=[*UNIFORM, *LEARNED, *FIRST_STAGES])
+    parser.add_argument("--schemes", nargs="+", choices=(*SCHEMES, *EARLIER), default=list(SCHEMES), metavar="SCHEME")
     parser.add_argument("--teachers", nargs="+", type=int, choices=(0, 1), default=[0, 1])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, help=f"of fine-tuning, {EPOCHS[data]} if not given")
-    parser.add_argument("--rate", type=float, default=1.0, help="times the network's learning rate")
+    parser.add_argument("--rate", type=float, help="times the network's learning rate, its usual one if not given")
     parser.add_argument("--share", default="1/1", help="k/n: the k-th of n processes")
     chosen = parser.parse_args()
-    wanted = [
-        key
-        for network in chosen.networks
-        for key in keys(data, network, chosen.seeds)
-        if key[2] in chosen.schemes and key[3] in chosen.fewer and key[4] in chosen.teachers
-    ]
     epochs = EPOCHS[data] if chosen.epochs is None else chosen.epochs
     if epochs < EPOCHS[data]:
         parser.error(f"--epochs takes at least {EPOCHS[data]}")
-    if chosen.rate <= 0:
+    if chosen.rate is not None and chosen.rate <= 0:
         parser.error("--rate takes a positive number")
-    if (epochs, chosen.rate) == (EPOCHS[data], 1.0):
-        STUDY.run(wanted, lambda *key: measure(*key, epochs), chosen.share)
-        return
-    if 0 in chosen.fewer:
-        parser.error("other recipes take --fewer without 0")
-    RECIPES.run([(*key, epochs, chosen.rate) for key in wanted], measure, chosen.share)
+    wanted = [
+        (data, network, scheme, fewer, teacher, seed, epochs, RATE[network] if chosen.rate is None else chosen.rate)
+        for network in chosen.networks
+        for scheme, fewer, teacher, seed in keys(chosen.seeds)
+        if scheme in chosen.schemes and fewer in chosen.fewer and teacher in chosen.teachers
+    ]
+    STUDY.run(wanted, measure, chosen.share)
 
 
 if __name__ == "__main__":
     (DOCS / "results.md").write_text(page(), encoding="utf-8")
+    (DOCS / "recipes.md").write_text(recipes_page(), encoding="utf-8")
