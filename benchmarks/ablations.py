@@ -25,10 +25,10 @@ from image_data import DATA
 from image_networks import NETWORKS
 from performance_page import markdown_table
 from studies import DISTILLATION, Key, Study, costs, fine_tune, scores, spread
-from torch import nn
+from torch import Tensor, nn
 
 from djpq_nncf.algorithms.djpq import _freezing, _scheduler
-from djpq_nncf.nn import _functional
+from djpq_nncf.nn import WeightQuantizer, _functional
 
 FIELDS = ("data", "network", "fewer", "choice", "seed")
 STUDY = Study("ablations", FIELDS)
@@ -84,6 +84,21 @@ def equalized(model: nn.Module) -> nn.Module:
     return model
 
 
+_quantize = WeightQuantizer.forward
+
+
+def four_levels(self: WeightQuantizer, weight: Tensor, gate: Tensor | None = None) -> Tensor:
+    """Weights of 2 bits, once that is fixed, on -3/2, -1/2, 1/2 and 3/2 of a step: all four values that 2 bits hold."""
+    if self.bits != 2:
+        return _quantize(self, weight, gate)
+    weight = weight if gate is None else weight * gate
+    step = self.range() * 1.245 / 1.5  # what rounds normal values with least squared error, as `normal_range`
+    position = (weight / step).clamp(-1.5, 1.5)
+    code = position.detach().floor().clamp(-2, 1) + 0.5
+    quantized: Tensor = step * (position + (code - position).detach())  # straight-through
+    return quantized
+
+
 @contextmanager
 def patched(**values: Any) -> Iterator[None]:
     """Other values for constants of the library that are no settings."""
@@ -91,6 +106,7 @@ def patched(**values: Any) -> Iterator[None]:
         "highest_strength": (_scheduler, "_HIGHEST_STRENGTH"),
         "choose_bits": (_freezing, "choose_bits"),
         "normal_range": (_functional, "normal_range"),
+        "quantize_weight": (WeightQuantizer, "forward"),
     }
     with ExitStack() as stack:
         for name, value in values.items():
@@ -123,6 +139,7 @@ CHOICES: dict[str, dict[str, Any]] = {
     "bits learn 10 times as fast": {"quantization": {"lr_multiplier": 10.0}},
     "ranges learn 3 times as fast": {"quantization": {"range_lr_multiplier": 3.0}},
     "ranges do not follow bits": {"patched": {"normal_range": torch.ones_like}},
+    "four levels for weights of 2 bits": {"patched": {"quantize_weight": four_levels}},
     "no ramp": {"schedule": {"ramp": 0.0}},
     "ramp over all of the joint phase": {"schedule": {"ramp": 1.0}},
     "freeze after a sixth": {"freeze_share": 1 / 6},
@@ -161,7 +178,7 @@ def measure(data: str, network: str, fewer: int, choice: str, seed: int) -> dict
             distillation=replace(DISTILLATION, **(teacher or {})),
             training=training,
         )
-    return {**scores(ctrl.model, network, data), **costs(ctrl.statistics().djpq)}
+        return {**scores(ctrl.model, network, data), **costs(ctrl.statistics().djpq)}
 
 
 def page() -> str:
