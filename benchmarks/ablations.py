@@ -94,7 +94,7 @@ def four_levels(self: WeightQuantizer, weight: Tensor, gate: Tensor | None = Non
     weight = weight if gate is None else weight * gate
     step = self.range() * 1.245 / 1.5  # what rounds normal values with least squared error, as `normal_range`
     position = (weight / step).clamp(-1.5, 1.5)
-    code = position.detach().floor().clamp(-2, 1) + 0.5
+    code = (position.detach().floor().clamp(-2, 1) + 0.5) * (weight != 0)  # zero: of a channel that is closed
     quantized: Tensor = step * (position + (code - position).detach())  # straight-through
     return quantized
 
