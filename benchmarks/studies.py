@@ -96,7 +96,7 @@ def fine_tune(
     epochs = epochs or EPOCHS[data]
     torch.manual_seed(seed)
     batches = Batches(load(data), seed)
-    entry = {"algorithm": "djpq", "schedule": {"epochs": epochs}, **djpq}
+    entry = {"algorithm": "djpq", **djpq, "schedule": {"epochs": epochs, **djpq.get("schedule", {})}}
     ctrl, compressed = create_compressed_model(
         model, {"seed": seed, "target_device": device, "compression": entry}, init_data=batches
     )
