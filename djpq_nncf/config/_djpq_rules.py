@@ -7,7 +7,6 @@ from typing import Any
 
 from djpq_nncf.config._problems import Path, Problem
 
-_JOINT_SHARE = 1 / 3
 _PRUNING_ONLY_RATIO = 0.5  # without quantization BOPs fall only as MACs do
 _POWERS_OF_TWO = (2, 4, 8)
 _PRESETS: dict[str, dict[str, Any]] = {
@@ -208,9 +207,7 @@ def _learns_something(settings: dict[str, Any], halves: tuple[str, ...] = ("weig
 
 def _schedule_problems(schedule: dict[str, Any]) -> Iterator[Problem]:
     epochs, freeze_epoch = schedule["epochs"], schedule["freeze_epoch"]
-    if freeze_epoch is None:
-        schedule["freeze_epoch"] = max(1, round(_JOINT_SHARE * epochs))
-    elif freeze_epoch >= epochs:
+    if freeze_epoch is not None and freeze_epoch >= epochs:
         yield Problem(
             ("schedule", "freeze_epoch"),
             f"{freeze_epoch} is not below schedule.epochs, {epochs}; give an integer below {epochs}, or null",

@@ -23,7 +23,7 @@ def test_algorithm_alone_is_enough() -> None:
         "algorithm": "djpq",
         "preset": None,
         "target": {"bops_ratio": 0.02, "macs_ratio": None, "size_ratio": None},
-        "schedule": {"epochs": 10, "freeze_epoch": 3, "steps_per_epoch": None, "ramp": 0.5},
+        "schedule": {"epochs": 10, "freeze_epoch": None, "steps_per_epoch": None, "ramp": 0.5},
         "pruning": {
             "enabled": True,
             "gamma": None,
@@ -167,11 +167,6 @@ def test_given_values_stay() -> None:
 )
 def test_target_is_the_default_only_where_nothing_else_drives(given: dict[str, Any], ratio: float | None) -> None:
     assert settings(**given)["target"]["bops_ratio"] == ratio
-
-
-@pytest.mark.parametrize(("epochs", "freeze_epoch"), [(1, 1), (2, 1), (5, 2), (20, 7)])
-def test_freeze_after_a_third(epochs: int, freeze_epoch: int) -> None:
-    assert settings(schedule={"epochs": epochs})["schedule"]["freeze_epoch"] == freeze_epoch
 
 
 def test_numbers_get_the_type_of_the_schema() -> None:

@@ -34,7 +34,7 @@ from djpq_nncf.nn import Gates, LearnedQuantizer
 from djpq_nncf.passes import kept_channels, remove
 from djpq_nncf.report import RunReport
 
-STATE_VERSION = 5
+STATE_VERSION = 6
 
 
 class DJPQController(CompressionController):
@@ -81,7 +81,11 @@ class DJPQController(CompressionController):
             choices = choices_of(self._bits, power_of_two=settings.quantization.power_of_two)
             self._fisher = FisherCriterion(network, self._objective, choices, settings, batch=batch)
         self.scheduler = DJPQScheduler(
-            settings.schedule, _length(data), before_step=self._before_step, on_freeze=self.freeze
+            settings.schedule,
+            _length(data),
+            learned_gates=settings.pruning.enabled and settings.pruning.criterion != "fisher",
+            before_step=self._before_step,
+            on_freeze=self.freeze,
         )
         self.groups = {name: PrunableGroup(network.analysis.groups[name], gate) for name, gate in network.gates.items()}
         self._draw_noise()

@@ -15,6 +15,11 @@ _LOWEST_STRENGTH = 1e-4
 _HIGHEST_STRENGTH = 2.0
 _PROPORTIONAL_GAIN = 4.0
 _INTEGRAL_GAIN = 60.0
+_JOINT_SHARE = 1 / 3
+# In long trainings a search for a third of the epochs finds no better, and what follows is worth more (docs/method.md).
+_LONGEST_SEARCH = 4
+_SHORTEST_LIMIT = 1500
+"""Epochs, or so many steps if these are more."""
 
 
 class StrengthController:
@@ -63,6 +68,7 @@ class DJPQScheduler(CompressionScheduler):
     Args:
         settings: length of the training and of its joint phase.
         steps_per_epoch: if known; else it is learned from the first epoch.
+        learned_gates: whether channels go by learned gates, which take their time.
         before_step: called in every step, before the forward pass.
         on_freeze: called once, when the epoch of the freeze begins.
     """
@@ -72,11 +78,13 @@ class DJPQScheduler(CompressionScheduler):
         settings: ScheduleSettings,
         steps_per_epoch: int | None,
         *,
+        learned_gates: bool,
         before_step: Callable[[], None],
         on_freeze: Callable[[], None],
     ) -> None:
         self._settings = settings
         self._steps_per_epoch = settings.steps_per_epoch or steps_per_epoch
+        self._joint_epochs = _joint_epochs(settings, self._steps_per_epoch, learned_gates=learned_gates)
         self._before_step = before_step
         self._on_freeze = on_freeze
         self.epoch = -1
@@ -87,12 +95,12 @@ class DJPQScheduler(CompressionScheduler):
     def joint_steps(self) -> int:
         """Steps of the joint phase, as far as known."""
         per_epoch = self._steps_per_epoch or max(self._steps_this_epoch, 100)
-        return max(1, self._settings.freeze_epoch * per_epoch)
+        return max(1, self._joint_epochs * per_epoch)
 
     @property
     def planned_steps(self) -> int | None:
         """Steps of the joint phase; None as long as the length of an epoch is not known."""
-        return self._settings.freeze_epoch * self._steps_per_epoch if self._steps_per_epoch else None
+        return self._joint_epochs * self._steps_per_epoch if self._steps_per_epoch else None
 
     @property
     def begins_epoch(self) -> bool:
@@ -104,12 +112,12 @@ class DJPQScheduler(CompressionScheduler):
         """Share of the joint phase that has passed, from 0 to 1."""
         per_epoch = self._steps_per_epoch
         inside = min(1.0, self._steps_this_epoch / per_epoch) if per_epoch else 0.0
-        return min(1.0, (max(self.epoch, 0) + inside) / self._settings.freeze_epoch)
+        return min(1.0, (max(self.epoch, 0) + inside) / self._joint_epochs)
 
     @property
     def annealing(self) -> float:
         """Factor on gamma and beta (Algorithm 1 anneals them): 1 / n, 2 / n, ... 1 over the first epochs."""
-        ramp = max(1, round(self._settings.ramp * self._settings.freeze_epoch))
+        ramp = max(1, round(self._settings.ramp * self._joint_epochs))
         return min(1.0, (max(self.epoch, 0) + 1) / ramp)
 
     def epoch_step(self) -> None:
@@ -117,7 +125,7 @@ class DJPQScheduler(CompressionScheduler):
             self._steps_per_epoch = self._steps_this_epoch
         self.epoch += 1
         self._steps_this_epoch = 0
-        if self.epoch >= self._settings.freeze_epoch:
+        if self.epoch >= self._joint_epochs:
             self._on_freeze()
 
     def step(self) -> None:
@@ -135,9 +143,22 @@ class DJPQScheduler(CompressionScheduler):
             "global_step": self.global_step,
             "steps_this_epoch": self._steps_this_epoch,
             "steps_per_epoch": self._steps_per_epoch,
+            "joint_epochs": self._joint_epochs,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue from :meth:`get_state`."""
         self.epoch, self.global_step = state["epoch"], state["global_step"]
         self._steps_this_epoch, self._steps_per_epoch = state["steps_this_epoch"], state["steps_per_epoch"]
+        if self._settings.freeze_epoch is None:
+            self._joint_epochs = state["joint_epochs"]
+
+
+def _joint_epochs(settings: ScheduleSettings, steps_per_epoch: int | None, *, learned_gates: bool) -> int:
+    """The epoch of the freeze: what the config says, or what is usual."""
+    if settings.freeze_epoch is not None:
+        return settings.freeze_epoch
+    usual = max(1, round(_JOINT_SHARE * settings.epochs))
+    if learned_gates or not steps_per_epoch:
+        return usual
+    return min(usual, max(_LONGEST_SEARCH, round(_SHORTEST_LIMIT / steps_per_epoch)))

@@ -123,7 +123,7 @@ class ScheduleSettings:
     """Phases of the fine-tuning (``schedule``)."""
 
     epochs: int
-    freeze_epoch: int
+    freeze_epoch: int | None
     steps_per_epoch: int | None
     ramp: float
 

@@ -292,6 +292,54 @@ def test_stages_and_the_freeze_of_the_schedule() -> None:
     assert not torch.equal(compressed.get_parameter("conv1.weight"), frozen["conv1.weight"]), "weights are fine-tuned"
 
 
+LEARNED_GATES = {"pruning": {"criterion": "information_bottleneck"}}
+
+
+@pytest.mark.parametrize(
+    ("epochs", "steps", "djpq", "freeze_epoch"),
+    [
+        (1, None, {}, 1),
+        (2, None, {}, 1),
+        (5, None, {}, 2),
+        (20, None, {}, 7),
+        (6, 352, {}, 2),
+        (24, 352, {}, 4),
+        (96, 352, {}, 4),
+        (24, 10_000, {}, 4),
+        (24, 300, {}, 5),
+        (24, 100, {}, 8),
+        (60, 11, {}, 20),
+        (24, 352, LEARNED_GATES, 8),
+        (24, 352, {"preset": "paper"}, 8),
+        (24, 352, QUANTIZATION_ONLY, 4),
+        (24, 352, {"schedule": {"freeze_epoch": 9}}, 9),
+    ],
+)
+def test_freeze_after_a_third_or_four_epochs(
+    epochs: int, steps: int | None, djpq: dict[str, Any], freeze_epoch: int
+) -> None:
+    schedule = {"epochs": epochs, "steps_per_epoch": steps, **djpq.get("schedule", {})}
+    controller, _ = compress(NETWORKS["plain"](), **{**djpq, "schedule": schedule})
+    for _ in range(freeze_epoch):
+        controller.scheduler.epoch_step()
+        assert controller.compression_stage() is not CompressionStage.FULLY_COMPRESSED
+    controller.scheduler.epoch_step()
+    assert controller.compression_stage() is CompressionStage.FULLY_COMPRESSED
+
+
+def test_resumed_with_other_data_it_freezes_where_it_would_have() -> None:
+    schedule = {"epochs": 24, "freeze_epoch": None}
+    begun, _ = compress(NETWORKS["plain"](), batches(400, size=2), schedule=schedule)
+    begun.scheduler.epoch_step()
+    resumed, _ = compress(NETWORKS["plain"](), batches(2), schedule=schedule)
+    resumed.load_state(begun.get_compression_state())
+    for _ in range(3):
+        resumed.scheduler.epoch_step()
+        assert resumed.compression_stage() is not CompressionStage.FULLY_COMPRESSED
+    resumed.scheduler.epoch_step()
+    assert resumed.compression_stage() is CompressionStage.FULLY_COMPRESSED
+
+
 SMALL = {
     "joint 0.05": (0.05, {}),
     "joint 0.02": (0.02, {}),

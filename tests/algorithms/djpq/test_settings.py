@@ -20,7 +20,7 @@ def test_values_arrive() -> None:
     given = settings(
         pruning={"round_to": 8},
         quantization={"weights": {"bits": 4}, "activations": {"max_bits": 6, "initial_bits": 6}},
-        schedule={"epochs": 5},
+        schedule={"epochs": 5, "freeze_epoch": 2},
         initializer={"range": {"type": "percentile", "params": {"percentile": 99}}},
     )
     assert given.pruning.round_to == 8
