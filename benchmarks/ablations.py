@@ -188,7 +188,7 @@ def page() -> str:
         "# Ablations\n\n"
         "Written by `python benchmarks/ablations.py`: the defaults, and the same with one choice changed. Points of\n"
         "accuracy lost against the FP32 network that all start from, mean and standard deviation over seeds; defaults\n"
-        "are chosen by the validation split, which orders the rows. What [results.md](results.md) has too is the same\n"
+        "are chosen by the validation split, which orders the rows. What [recipes.md](recipes.md) has too is the same\n"
         f"runs. On {machines}.\n\n"
         f"{_tables(_with_fronts(STUDY.finished()))}\n"
         "# Before\n\n"

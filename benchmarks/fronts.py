@@ -43,15 +43,16 @@ LEARNED: dict[str, dict[str, Any]] = {
     "ours": {},
     "ours, powers of two": {"quantization": {"power_of_two": True}},
 }
-# Not in docs/results.md: shorter and longer searches in long trainings, and earlier defaults.
-VARIANTS: dict[str, dict[str, Any]] = {
-    **{f"ours, freeze after {epochs} epochs": {"schedule": {"freeze_epoch": epochs}} for epochs in (2, 8, 32)},
+# Not in docs/results.md: other lengths of the search in long trainings, and earlier defaults.
+SEARCHES = {f"ours, freeze after {epochs} epochs": epochs for epochs in (2, 8, 32)}
+EARLIER: dict[str, dict[str, Any]] = {
     "ours, no margin": {"pruning": NO_MARGIN},
     "ours, noise": {"pruning": NOISE},
     "ours, powers of two, no margin": {"quantization": {"power_of_two": True}, "pruning": NO_MARGIN},
     "ours, powers of two, noise": {"quantization": {"power_of_two": True}, "pruning": NOISE},
 }
 SCHEMES = (*UNIFORM, *FIRST_STAGES, *LEARNED)
+VARIANTS = (*SEARCHES, *EARLIER)
 OUT_OF_REACH: dict[str, Any] = {"out_of_reach": True}
 """Result where even the least bit-widths use more than what is asked for."""
 NETWORKS = {
@@ -108,7 +109,7 @@ def measure(
         if scheme in FIRST_STAGES:
             model, used = _two_stages(tune, original, FIRST_STAGES[scheme], 1 / fewer, epochs)
         else:
-            ctrl = tune(original, djpq=_settings(scheme, fewer), epochs=epochs)
+            ctrl = tune(original, djpq=_settings(scheme, fewer, epochs), epochs=epochs)
             model, used = ctrl.model, costs(ctrl.statistics().djpq)
     except ConfigError as error:
         if "is out of reach" not in str(error):
@@ -117,11 +118,16 @@ def measure(
     return {**scores(model, network, data), **used}
 
 
-def _settings(scheme: str, fewer: int) -> dict[str, Any]:
+def _settings(scheme: str, fewer: int, epochs: int) -> dict[str, Any]:
     if scheme in UNIFORM:
         bits = {"bits": UNIFORM[scheme]}
         return {"pruning": {"enabled": False}, "quantization": {"weights": bits, "activations": bits}}
-    return {"target": {"bops_ratio": 1 / fewer}, **{**LEARNED, **VARIANTS}[scheme]}
+    target = {"target": {"bops_ratio": 1 / fewer}}
+    if scheme in SEARCHES:
+        return {**target, "schedule": {"freeze_epoch": SEARCHES[scheme]}}
+    if scheme in EARLIER:
+        return {**target, "schedule": {"freeze_epoch": max(1, round(epochs / 3))}, **EARLIER[scheme]}
+    return {**target, **LEARNED[scheme]}
 
 
 def _two_stages(
@@ -168,7 +174,7 @@ def _section(data: str, network: str, runs: Runs) -> str:
     images, original = load(data), pretrained(network, data)
     before = accuracy(original, images.test, images.test_labels)
     reached = {key: some for key, found in runs.items() if (some := _reached(found))}
-    # whatever the recipe: it is known before the training
+    # whatever the recipe: with what the first stage leaves it is known before the training
     out_of_reach = {
         key[2:4]
         for key, run in STUDY.finished().items()
@@ -306,6 +312,9 @@ def main(data: str) -> None:
     epochs = EPOCHS[data] if chosen.epochs is None else chosen.epochs
     if epochs < EPOCHS[data]:
         parser.error(f"--epochs takes at least {EPOCHS[data]}")
+    too_long = [scheme for scheme in chosen.schemes if SEARCHES.get(scheme, 0) >= epochs]
+    if too_long:
+        parser.error(f"{', '.join(too_long)}: give more than {epochs} --epochs")
     if chosen.rate is not None and chosen.rate <= 0:
         parser.error("--rate takes a positive number")
     wanted = [

@@ -83,7 +83,7 @@ class DJPQController(CompressionController):
         self.scheduler = DJPQScheduler(
             settings.schedule,
             _length(data),
-            learned_gates=settings.pruning.enabled and settings.pruning.criterion != "fisher",
+            learned_gates=settings.pruning.criterion != "fisher",
             before_step=self._before_step,
             on_freeze=self.freeze,
         )
