@@ -311,6 +311,7 @@ LEARNED_GATES = {"pruning": {"criterion": "information_bottleneck"}}
         (60, 11, {}, 20),
         (24, 352, LEARNED_GATES, 8),
         (24, 352, {"preset": "paper"}, 8),
+        (24, 352, {"preset": "paper", "pruning": {"enabled": False}}, 8),
         (24, 352, QUANTIZATION_ONLY, 4),
         (24, 352, {"schedule": {"freeze_epoch": 9}}, 9),
     ],
