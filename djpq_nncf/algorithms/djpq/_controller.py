@@ -4,6 +4,7 @@
 import copy
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from operator import length_hint
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,7 @@ class DJPQController(CompressionController):
             self._fisher = FisherCriterion(network, self._objective, choices, settings, batch=batch)
         self.scheduler = DJPQScheduler(
             settings.schedule,
-            _length(data),
+            length_hint(data) or None,
             learned_gates=settings.pruning.criterion != "fisher",
             before_step=self._before_step,
             on_freeze=self.freeze,
@@ -345,10 +346,3 @@ class DJPQController(CompressionController):
 
 def _ignore(value: Tensor) -> None:
     pass
-
-
-def _length(data: Iterable[Any] | None) -> int | None:
-    try:
-        return len(data) or None  # type: ignore[arg-type]
-    except TypeError:
-        return None

@@ -16,10 +16,10 @@ _HIGHEST_STRENGTH = 2.0
 _PROPORTIONAL_GAIN = 4.0
 _INTEGRAL_GAIN = 60.0
 _JOINT_SHARE = 1 / 3
-# In long trainings a search for a third of the epochs finds no better, and what follows is worth more (docs/method.md).
-_LONGEST_SEARCH = 4
-_SHORTEST_LIMIT = 1500
-"""Epochs, or so many steps if these are more."""
+# In long trainings a search for a third of the epochs loses more (docs/method.md, "How long to search"): it has no more
+# than so many epochs, or steps if these take longer.
+_MOST_EPOCHS = 4
+_MOST_STEPS = 1500
 
 
 class StrengthController:
@@ -84,12 +84,22 @@ class DJPQScheduler(CompressionScheduler):
     ) -> None:
         self._settings = settings
         self._steps_per_epoch = settings.steps_per_epoch or steps_per_epoch
-        self._joint_epochs = _joint_epochs(settings, self._steps_per_epoch, learned_gates=learned_gates)
+        self._limit: int | None = None
+        if self._steps_per_epoch and not learned_gates:
+            self._limit = max(_MOST_EPOCHS, round(_MOST_STEPS / self._steps_per_epoch))
         self._before_step = before_step
         self._on_freeze = on_freeze
         self.epoch = -1
         self.global_step = 0
         self._steps_this_epoch = 0
+
+    @property
+    def _joint_epochs(self) -> int:
+        """The epoch of the freeze: what the config says, or what is usual."""
+        if self._settings.freeze_epoch is not None:
+            return self._settings.freeze_epoch
+        usual = max(1, round(_JOINT_SHARE * self._settings.epochs))
+        return usual if self._limit is None else min(usual, self._limit)
 
     @property
     def joint_steps(self) -> int:
@@ -143,22 +153,11 @@ class DJPQScheduler(CompressionScheduler):
             "global_step": self.global_step,
             "steps_this_epoch": self._steps_this_epoch,
             "steps_per_epoch": self._steps_per_epoch,
-            "joint_epochs": self._joint_epochs,
+            "limit": self._limit,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue from :meth:`get_state`."""
         self.epoch, self.global_step = state["epoch"], state["global_step"]
         self._steps_this_epoch, self._steps_per_epoch = state["steps_this_epoch"], state["steps_per_epoch"]
-        if self._settings.freeze_epoch is None:
-            self._joint_epochs = state["joint_epochs"]
-
-
-def _joint_epochs(settings: ScheduleSettings, steps_per_epoch: int | None, *, learned_gates: bool) -> int:
-    """The epoch of the freeze: what the config says, or what is usual."""
-    if settings.freeze_epoch is not None:
-        return settings.freeze_epoch
-    usual = max(1, round(_JOINT_SHARE * settings.epochs))
-    if learned_gates or not steps_per_epoch:
-        return usual
-    return min(usual, max(_LONGEST_SEARCH, round(_SHORTEST_LIMIT / steps_per_epoch)))
+        self._limit = state["limit"]

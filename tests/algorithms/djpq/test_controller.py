@@ -341,6 +341,27 @@ def test_resumed_with_other_data_it_freezes_where_it_would_have() -> None:
     assert resumed.compression_stage() is CompressionStage.FULLY_COMPRESSED
 
 
+def test_resumed_to_be_shorter_it_freezes_in_time() -> None:
+    begun, _ = compress(NETWORKS["plain"](), batches(1), schedule={"epochs": 24})
+    begun.scheduler.epoch_step()
+    resumed, _ = compress(NETWORKS["plain"](), batches(1), schedule={"epochs": 6})
+    resumed.load_state(begun.get_compression_state())
+    resumed.scheduler.epoch_step()
+    assert resumed.compression_stage() is not CompressionStage.FULLY_COMPRESSED
+    resumed.scheduler.epoch_step()
+    assert resumed.compression_stage() is CompressionStage.FULLY_COMPRESSED
+
+
+def test_data_of_unknown_length_are_searched_for_a_third() -> None:
+    entry = {"algorithm": "djpq", "schedule": {"epochs": 24}}
+    controller, _ = create_compressed_model(NETWORKS["plain"](), {"compression": entry}, init_data=Stream())
+    for _ in range(8):
+        controller.scheduler.epoch_step()
+        assert controller.compression_stage() is not CompressionStage.FULLY_COMPRESSED
+    controller.scheduler.epoch_step()
+    assert controller.compression_stage() is CompressionStage.FULLY_COMPRESSED
+
+
 SMALL = {
     "joint 0.05": (0.05, {}),
     "joint 0.02": (0.02, {}),
