@@ -144,10 +144,10 @@ def results_page() -> str:
         "Written by `python benchmarks/front_pages.py` from the runs of `benchmarks/fashion_mnist.py`, `cifar10.py`\n"
         "and `image_folder.py`. Points of test accuracy lost against the FP32 network that all start from, mean and\n"
         "standard deviation over seeds, in brackets how many. All schemes have the same optimizer, learning rates and\n"
-        f"epochs of fine-tuning ({', '.join(f'{name}: {EPOCHS[name]}' for name in NETWORKS)}; four times as many, with\n"
-        "a teacher, in the last column of losses). Two stages prune to a share of the MACs in half of the epochs, or in\n"
-        "a quarter of them. The plots have the best of these by validation, out of those with the most seeds. MACs:\n"
-        "what is left of them. [recipes.md](recipes.md) has other learning rates and lengths, and earlier defaults.\n"
+        f"epochs of fine-tuning ({', '.join(f'{name}: {EPOCHS[name]}' for name in NETWORKS)}; four times as many,\n"
+        "with a teacher, in the last column of losses). Two stages prune to a share of the MACs in half of the\n"
+        "epochs, or in a quarter. The plots have the best of these by validation, out of those with the most seeds.\n"
+        "MACs: what is left of them. [recipes.md](recipes.md) has other learning rates and lengths, and earlier defaults.\n"
         f"On {STUDY.machines()}.\n\n" + "\n".join(sections)
     )
 
