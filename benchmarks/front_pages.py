@@ -147,8 +147,8 @@ def results_page() -> str:
         f"epochs of fine-tuning ({', '.join(f'{name}: {EPOCHS[name]}' for name in NETWORKS)}; four times as many,\n"
         "with a teacher, in the last column of losses). Two stages prune to a share of the MACs in half of the\n"
         "epochs, or in a quarter. The plots have the best of these by validation, out of those with the most seeds.\n"
-        "MACs: what is left of them. [recipes.md](recipes.md) has other learning rates and lengths, and earlier defaults.\n"
-        f"On {STUDY.machines()}.\n\n" + "\n".join(sections)
+        "MACs: what is left of them. [recipes.md](recipes.md) has other learning rates and lengths, and earlier\n"
+        f"defaults. On {STUDY.machines()}.\n\n" + "\n".join(sections)
     )
 
 
