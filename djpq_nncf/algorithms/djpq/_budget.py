@@ -12,6 +12,8 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 _EXCHANGES = 200
+_BINDING = 0.9
+"""Of the greatest use by learned widths: targets that are used less than that have not moved them."""
 
 
 @dataclass(frozen=True)
@@ -133,19 +135,24 @@ class BitDamage:
     """Loss that bit-widths are estimated to cause, in units of the strength at which the learned ones settled.
 
     Where the loss falls as ``4^-b`` and the log of the cost rises by ``share / b``, they settle at the ``b*`` at which
-    a loss of ``share / (b* * 2 log 2)`` is left.
+    a loss of ``share / (b* * 2 log 2)`` is left. The share is of the target that binds, or the greater where two do.
     """
 
     def __init__(self, choices: BitChoices, amounts: Amounts, budget: Budget) -> None:
         self._learned = choices.learned
-        shares = np.zeros(len(choices.learned))
+        targets: list[tuple[float, Floats, Integers]] = []  # allowed; costs and the quantizers behind each
         if budget.size is not None:
-            shares = _shares(choices.size(amounts, choices.learned), choices.stored_index[:, None], len(shares))
+            targets.append((budget.size, choices.size(amounts, choices.learned), choices.stored_index[:, None]))
         if budget.bops is not None:
             widths = np.append(choices.learned, 32)[choices.input_index]
             widest = np.take_along_axis(choices.input_index, widths.argmax(axis=1, keepdims=True), axis=1)
             readers = np.column_stack([choices.weight_index, widest])
-            shares = np.maximum(shares, _shares(choices.bops(amounts, choices.learned), readers, len(shares)))
+            targets.append((budget.bops, choices.bops(amounts, choices.learned), readers))
+        uses = [float(costs.sum()) / allowed for allowed, costs, _ in targets]
+        shares = np.zeros(len(choices.learned))
+        for used, (_, costs, quantizers) in zip(uses, targets, strict=True):
+            if used >= _BINDING * max(uses):
+                shares = np.maximum(shares, _shares(costs, quantizers, len(shares)))
         self._scale = shares / (choices.learned * 2 * np.log(2))
 
     def __call__(self, quantizer: int, bits: int) -> float:

@@ -122,6 +122,36 @@ def test_damage_of_bits_balances_the_log_of_the_cost(seed: int) -> None:
         assert of_loss == pytest.approx(-of_cost, rel=1e-4)
 
 
+@pytest.mark.parametrize("binding", ["bops", "size"])
+@pytest.mark.parametrize("seed", range(10))
+def test_target_that_does_not_bind_changes_nothing(seed: int, binding: str) -> None:
+    choices, amounts = random_problem(seed, layers=8)
+    used = {"bops": choices.bops(amounts, choices.learned).sum(), "size": choices.size(amounts, choices.learned).sum()}
+    alone = Budget(**{binding: 0.8 * used[binding]})
+    both = Budget(**{cost: (0.8 if cost == binding else 2.0) * value for cost, value in used.items()})
+    chosen = [choose_bits(choices, amounts, budget, tolerance=0.02).tolist() for budget in (alone, both)]
+    assert chosen[0] == chosen[1]
+    random = np.random.default_rng(seed)
+    for _ in range(5):
+        bits = np.array([random.choice(allowed) for allowed in choices.admissible])
+        damages = [BitDamage(choices, amounts, budget).total(bits) for budget in (alone, both)]
+        assert damages[0] == damages[1]
+
+
+def test_two_targets_that_bind_both_count() -> None:
+    """A weight of few MACs and many values, and another of many MACs and few values."""
+    none = np.array([[2], [2]])
+    choices = BitChoices(np.array([4.0, 4.0]), [range(2, 9)] * 2, np.array([0, 1]), none, np.array([0, 1]))
+    amounts = Amounts(np.array([1.0, 99.0]), np.array([99.0, 1.0]))
+    budget = Budget(
+        bops=float(choices.bops(amounts, choices.learned).sum()),
+        size=float(choices.size(amounts, choices.learned).sum()),
+    )
+    of_bits = BitDamage(choices, amounts, budget)
+    expected = 0.99 / (4.0 * 2 * np.log(2))
+    assert [of_bits(quantizer, 4) for quantizer in (0, 1)] == pytest.approx([expected, expected])
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_against_every_combination(seed: int) -> None:
     """Small enough to try them all."""
