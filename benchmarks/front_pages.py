@@ -15,6 +15,9 @@ from studies import Key, spread
 DOCS = Path(__file__).parents[1] / "docs"
 
 
+DRAWN = ("uniform", "quantization alone", "two stages", "paper", "ours", "ours, powers of two")
+
+
 class Training(NamedTuple):
     """A column of docs/results.md: whether there is a teacher, and epochs in the usual ones."""
 
@@ -100,12 +103,14 @@ def _plot(data: str, network: str, runs: Runs, trainings: list[Training]) -> Pat
     import matplotlib
 
     matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "fronts"  # the same runs, the same file
     from matplotlib import pyplot
+    from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
     size = (5.5 * len(trainings), 4.5)
     figure, several = pyplot.subplots(1, len(trainings), figsize=size, sharey=True, squeeze=False)
     for axes, training in zip(several[0], trainings, strict=True):
-        for scheme in ("uniform", "quantization alone", "two stages", "paper", "ours", "ours, powers of two"):
+        for number, scheme in enumerate(DRAWN):
             names = UNIFORM if scheme == "uniform" else [scheme]
             found = [each for key, each in runs.items() if key[0] in names and key[2] == training]
             points = sorted(
@@ -118,11 +123,16 @@ def _plot(data: str, network: str, runs: Runs, trainings: list[Training]) -> Pat
             )
             if points:
                 x, y, wide = zip(*points, strict=True)
-                axes.errorbar(x, y, [w / 2 for w in wide], label=scheme, marker="o", capsize=3, linewidth=1)
+                axes.errorbar(
+                    x, y, [w / 2 for w in wide], label=scheme, color=f"C{number}", marker="o", capsize=3, linewidth=1
+                )
         axes.set(xscale="log", xlabel="times fewer BOPs", ylabel="points of accuracy lost", title=training.title)
-        axes.invert_yaxis()
+        axes.xaxis.set_major_locator(FixedLocator(FEWER))
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.grid(alpha=0.3)
         axes.legend()
+    axes.invert_yaxis()  # of all: they share it
     figure.tight_layout()
     path = DOCS / "images" / f"front_{network}_{data}.svg"
     path.parent.mkdir(exist_ok=True)
