@@ -13,8 +13,6 @@ from performance_page import markdown_table
 from studies import Key, spread
 
 DOCS = Path(__file__).parents[1] / "docs"
-
-
 DRAWN = ("uniform", "quantization alone", "two stages", "paper", "ours", "ours, powers of two")
 
 
@@ -80,8 +78,8 @@ def _section(data: str, network: str, runs: Runs) -> str:
                 [
                     f"{1 / mean(run['bops_ratio'] for run in anyone):.1f}x",
                     scheme,
-                    *(_with_seeds(each) for each in found),
-                    f"{mean(run['macs_ratio'] for run in anyone):.2f}",
+                    *(_with_seeds(each, "lost_test") for each in found),
+                    _macs(found),
                 ]
             )
         elif (scheme, fewer) in out_of_reach:
@@ -95,8 +93,12 @@ def _section(data: str, network: str, runs: Runs) -> str:
     return f"{text}\n![fronts]({plot.relative_to(DOCS)})\n"
 
 
-def _with_seeds(runs: list[dict[str, Any]]) -> str:
-    return f"{spread(run['lost_test'] for run in runs)} ({len(runs)})" if runs else ""
+def _with_seeds(runs: list[dict[str, Any]], *losses: str) -> str:
+    return f"{' / '.join(spread(run[loss] for run in runs) for loss in losses)} ({len(runs)})" if runs else ""
+
+
+def _macs(found: list[list[dict[str, Any]]]) -> str:
+    return ", ".join(f"{mean(run['macs_ratio'] for run in runs):.2f}" for runs in found if runs)
 
 
 def _plot(data: str, network: str, runs: Runs, trainings: list[Training]) -> Path:
@@ -157,8 +159,9 @@ def results_page() -> str:
         f"epochs of fine-tuning ({', '.join(f'{name}: {EPOCHS[name]}' for name in NETWORKS)}; four times as many,\n"
         "with a teacher, in the last column of losses). Two stages prune to a share of the MACs in half of the\n"
         "epochs, or in a quarter. The plots have the best of these by validation, out of those with the most seeds.\n"
-        "MACs: what is left of them. [recipes.md](recipes.md) has other learning rates and lengths, and earlier\n"
-        f"defaults. On {STUDY.machines()}.\n\n" + "\n".join(sections)
+        "MACs: what is left of them, one figure for each column of losses that has one; BOPs: in the first of these.\n"
+        "[recipes.md](recipes.md) has other learning rates and lengths, earlier defaults, and losses in validation.\n"
+        f"On {STUDY.machines()}.\n\n" + "\n".join(sections)
     )
 
 
@@ -180,7 +183,9 @@ def recipes_page() -> str:
         "learning rates (times those of `benchmarks/image_classification.py`) and numbers of epochs, with shorter\n"
         "and longer searches, and with earlier defaults: without a margin of bits, and before that also with noise of\n"
         '0.3 in the search ("noise"); these froze after a third of the epochs, however many. Points of test accuracy\n'
-        "lost, in brackets the number of seeds. vgg7_wide is vgg7 with twice the channels.\n\n" + "\n".join(sections)
+        "lost in test and, behind the stroke, in validation, in brackets the number of seeds. MACs: what is left of\n"
+        "them, one figure for each rate that has one. vgg7_wide is vgg7 with twice the channels.\n\n"
+        + "\n".join(sections)
     )
 
 
@@ -193,9 +198,11 @@ def _recipes(runs: dict[Key, dict[float, list[dict[str, Any]]]]) -> str:
         fewer, teacher, epochs, scheme = key
         reached = {rate: _reached(some) for rate, some in found.items()}
         if any(reached.values()):
-            cells = [_with_seeds(reached.get(rate, [])) for rate in rates]
-            rows.append([f"1/{fewer}" if fewer else "", str(scheme), "yes" if teacher else "no", str(epochs), *cells])
-    header = ["BOPs", "scheme", "teacher", "epochs", *(f"rate x {rate:g}" for rate in rates)]
+            by_rate = [reached.get(rate, []) for rate in rates]
+            cells = [_with_seeds(each, "lost_test", "lost_validation") for each in by_rate]
+            of = [f"1/{fewer}" if fewer else "", str(scheme), "yes" if teacher else "no", str(epochs)]
+            rows.append([*of, *cells, _macs(by_rate)])
+    header = ["BOPs", "scheme", "teacher", "epochs", *(f"rate x {rate:g}" for rate in rates), "MACs"]
     return markdown_table(header, rows, text_columns=3) if rows else ""
 
 

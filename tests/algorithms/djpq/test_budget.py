@@ -138,14 +138,15 @@ def test_target_that_does_not_bind_changes_nothing(seed: int, binding: str) -> N
         assert damages[0] == damages[1]
 
 
-def test_two_targets_that_bind_both_count() -> None:
+@pytest.mark.parametrize("used", [(1.0, 1.0), (1.0, 0.95), (0.95, 1.0)])
+def test_two_targets_that_bind_both_count(used: tuple[float, float]) -> None:
     """A weight of few MACs and many values, and another of many MACs and few values."""
     none = np.array([[2], [2]])
     choices = BitChoices(np.array([4.0, 4.0]), [range(2, 9)] * 2, np.array([0, 1]), none, np.array([0, 1]))
     amounts = Amounts(np.array([1.0, 99.0]), np.array([99.0, 1.0]))
     budget = Budget(
-        bops=float(choices.bops(amounts, choices.learned).sum()),
-        size=float(choices.size(amounts, choices.learned).sum()),
+        bops=float(choices.bops(amounts, choices.learned).sum()) / used[0],
+        size=float(choices.size(amounts, choices.learned).sum()) / used[1],
     )
     of_bits = BitDamage(choices, amounts, budget)
     expected = 0.99 / (4.0 * 2 * np.log(2))
