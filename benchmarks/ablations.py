@@ -18,6 +18,7 @@ from typing import Any
 from unittest import mock
 
 import fronts
+import measured_bits
 import numpy as np
 import torch
 from image_classification import EPOCHS, RATES, pretrained
@@ -27,7 +28,7 @@ from performance_page import markdown_table
 from studies import DISTILLATION, Key, Study, costs, fine_tune, scores, spread
 from torch import Tensor, nn
 
-from djpq_nncf.algorithms.djpq import _freezing, _scheduler
+from djpq_nncf.algorithms.djpq import DJPQController, _freezing, _scheduler
 from djpq_nncf.nn import WeightQuantizer, _functional
 
 FIELDS = ("data", "network", "fewer", "choice", "seed")
@@ -107,6 +108,7 @@ def patched(**values: Any) -> Iterator[None]:
         "choose_bits": (_freezing, "choose_bits"),
         "normal_range": (_functional, "normal_range"),
         "quantize_weight": (WeightQuantizer, "forward"),
+        "freeze": (DJPQController, "freeze"),
     }
     with ExitStack() as stack:
         for name, value in values.items():
@@ -148,6 +150,7 @@ CHOICES: dict[str, dict[str, Any]] = {
     "a step for each output channel": {"prepared": equalized},
     "blocks of 1 channel": {"pruning": {"round_to": 1}},
     "bits lowered by width alone": {"patched": {"choose_bits": nearest_lower}},
+    "bits exchanged by measured loss": {"patched": {"freeze": measured_bits.freeze}},
     "BatchNorm not re-estimated": {"initializer": {"batchnorm_adaptation": {"num_bn_adaptation_samples": 0}}},
     "weights decay by 1e-4": {"training": {"weight_decay": 1e-4}},
     "SGD with momentum": {"training": {"optimizer": partial(torch.optim.SGD, momentum=0.9), "lr": 0.1}},
