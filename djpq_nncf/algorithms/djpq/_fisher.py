@@ -130,7 +130,7 @@ class FisherCriterion:
             if not self._latest:
                 # when the backward pass is over, in the thread that called it: the same place in every process
                 torch.autograd.Variable._execution_engine.queue_callback(self._learn)
-            self._latest[name] = derivative.detach().float()
+            self._latest[name] = derivative.detach().to(torch.promote_types(derivative.dtype, torch.float32))
             return torch.zeros_like(derivative)  # a factor that is not learned, and that no clipping should see
 
         return collect

@@ -76,7 +76,7 @@ class Decision:
         for name in self._gates:
             channels = self._analysis.groups[name].channels
             with torch.no_grad():
-                values[channels.start : channels.stop] = read(name).float().cpu().numpy()
+                values[channels.start : channels.stop] = read(name).cpu().double().numpy()
         return values
 
     def _choose_bits(self, keep: np.ndarray) -> Integers:

@@ -17,6 +17,10 @@ from djpq_nncf.errors import DataError
 from djpq_nncf.nn import ActivationQuantizer, Gate, WeightQuantizer, signed_levels
 from djpq_nncf.passes import Placement, kept_channels
 
+_BEYOND_THE_LARGEST = 1e-5
+"""Share by which a tightened range exceeds the largest weight: on its very edge a rounding error would decide whether
+the derivative there goes to the weight or to the range."""
+
 
 @dataclass(frozen=True)
 class CompressedNetwork:
@@ -74,10 +78,11 @@ class CompressedNetwork:
 
     @torch.no_grad()
     def tighten_weight_ranges(self) -> None:
-        """No weight range exceeds the largest weight: levels that nothing uses are wasted."""
+        """No weight range goes far beyond the largest weight: levels that nothing uses are wasted."""
         keep = kept_channels(self.analysis, self.gates)
         for name, quantizer in self.weight_quantizers.items():
-            quantizer.limit_range_(self.gated_weight(name, keep).abs().max().clamp_min(1e-8))
+            largest = self.gated_weight(name, keep).abs().max().clamp_min(1e-8)
+            quantizer.limit_range_(largest * (1 + _BEYOND_THE_LARGEST))
 
     @torch.no_grad()
     def gated_weight(self, name: str, keep: np.ndarray | None = None) -> torch.Tensor:

@@ -526,6 +526,22 @@ def test_unused_weight_range_is_given_up_at_the_freeze() -> None:
     assert {layer.weight_bits for layer in controller.statistics().djpq.layers} == {6}
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_largest_weight_is_not_on_the_edge_of_its_range(dtype: torch.dtype) -> None:
+    """There a rounding error would decide which of the two its derivative goes to."""
+    controller, model = compress(NETWORKS["plain"](), **QUANTIZATION_ONLY)
+    controller.freeze()
+    model.to(dtype)
+    quantizer, weight = controller._network.weight_quantizers["conv2.weight"], model.get_parameter("conv2.weight")
+    for _ in range(50):
+        with torch.no_grad():
+            weight.mul_(0.9)
+            quantizer.log_scale.add_(1.0)
+        controller._network.tighten_weight_ranges()
+        largest = weight.detach().abs().max()
+        assert largest < quantizer.range().detach() < 1.0001 * largest
+
+
 def test_gates_are_masks_after_the_freeze() -> None:
     controller, compressed = compress(NETWORKS["plain"](), **PRUNING_ONLY, pruning={"gamma": 0.0})
     gate = controller._network.gates["conv1"]
