@@ -2,6 +2,7 @@
 """Compression from a few samples without labels: within the target, nearer to the original, and exportable."""
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,19 +58,16 @@ def data(seed: int = 1) -> list[Tensor]:
     return [images(32, seed=seed + number) for number in range(4)]
 
 
-def unseen() -> Tensor:
-    return images(128, seed=50)
-
-
-def error(model: nn.Module, original: nn.Module, x: Tensor) -> float:
-    """Relative to the variance of the original's outputs."""
+def error(model: nn.Module, original: nn.Module, draw: Callable[..., Tensor] = images) -> float:
+    """Relative to the variance of the original's outputs, on other samples."""
+    x = draw(128, seed=50)
     with torch.no_grad():
         wanted = original.eval()(x)
         return float((model.eval()(x) - wanted).square().mean() / (wanted - wanted.mean(0)).square().mean())
 
 
 def smooth(batch: int, *, seed: int) -> Tensor:
-    """Noise whose pixels are as like their neighbours as those of an image are."""
+    """Noise whose neighbouring pixels are alike, as those of an image are."""
     return F.interpolate(images(batch, 2, seed=seed), size=SIZE, mode="bilinear")
 
 
@@ -81,8 +79,7 @@ def test_reconstruction_brings_the_outputs_nearer(bits: int) -> None:
     samples = [smooth(32, seed=seed) for seed in range(16)]
     _, rounded = compress_post_training(original, fixed(bits), samples, reconstruction_steps=0)
     _, tuned = compress_post_training(original, fixed(bits), samples)
-    others = smooth(128, seed=50)
-    assert error(tuned, original, others) < 0.9 * error(rounded, original, others)
+    assert error(tuned, original, smooth) < 0.9 * error(rounded, original, smooth)
 
 
 def test_the_model_given_stays_and_the_result_is_repeatable() -> None:
@@ -119,11 +116,7 @@ def test_the_search_finds_better_widths_than_none() -> None:
     original = randomize(Net())
     asked = config(target={"bops_ratio": 0.01}, pruning={"enabled": False})
     errors = [
-        error(
-            compress_post_training(original, asked, data(), search_steps=steps, reconstruction_steps=0)[1],
-            original,
-            unseen(),
-        )
+        error(compress_post_training(original, asked, data(), search_steps=steps, reconstruction_steps=0)[1], original)
         for steps in (0, 300)
     ]
     assert errors[1] < errors[0]
@@ -133,7 +126,7 @@ def test_layers_that_share_a_weight() -> None:
     original = randomize(Shared())
     _, rounded = compress_post_training(original, fixed(3), data(), reconstruction_steps=0)
     _, tuned = compress_post_training(original, fixed(3), data())
-    assert error(tuned, original, unseen()) <= error(rounded, original, unseen())
+    assert error(tuned, original) <= error(rounded, original)
 
 
 def test_a_layer_that_gets_no_better_stays(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 """The decision at the freeze: integer bits and channels within a budget of BOPs."""
 
 import copy
+import dataclasses
 import functools
 import itertools
 import json
@@ -299,9 +300,14 @@ def test_no_channel_goes_where_bits_fill_the_budget(above: float) -> None:
     assert keep.sum() >= int(gate.open.sum())
 
 
-def test_channels_of_least_alpha_go_first() -> None:
+@pytest.mark.parametrize("spread", [1.0, 1e-9], ids=["far apart", "float64, all but equal"])
+def test_channels_of_least_alpha_go_first(spread: float) -> None:
     djpq = {**PRUNING_ONLY, "target": {"bops_ratio": 0.3}}
     network, bits = random_network("concat", 0, **djpq)
+    if spread < 1:
+        network = dataclasses.replace(network, gates={k: copy.deepcopy(v).double() for k, v in network.gates.items()})
+        for gate in network.gates.values():
+            gate.log_variance.detach().mul_(spread).add_(4)
     keep, _, _ = decide(network, bits, **djpq)
     log_alpha = torch.cat([gate.log_alpha().detach() for gate in network.gates.values()]).numpy()
     spared = {  # the strongest of each group stays in any case
